@@ -1,0 +1,180 @@
+"""RunConfig: every science fact of a run, frozen, and its JSON form. Machine facts live in ds_configs/."""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from homodistil_ds.errors import HomodistilError, did_you_mean
+
+BUILTIN = "builtin"  # names the embedded teacher and the corpus that every Python installation carries
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """The shape to reach. Names are those of a Hugging Face configuration; None keeps the teacher's value."""
+
+    hidden_size: int | None = None
+    """Width of the residual stream at the end."""
+    intermediate_size: int | None = None
+    """Feed-forward width at the end."""
+    num_attention_heads: int | None = None
+    """Attention heads per layer at the end; the head size is hidden_size / num_attention_heads."""
+    init: Literal["teacher", "random"] = "teacher"
+    """teacher: start as a copy and be pruned. random: start small with random weights (a baseline)."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Number format of the saved student; auto is the teacher's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningConfig:
+    """When and by which rule neurons leave (method equations H1-H7)."""
+
+    start: float = 0.0
+    """Share of the steps after which pruning begins."""
+    end: float = 0.7
+    """Share of the steps at which the target shape is reached; start equal to end prunes in one shot."""
+    interval: int = 10
+    """Optimizer steps between two prune events."""
+    criterion: Literal["sensitivity", "magnitude", "taylor", "platon"] = "sensitivity"
+    """How one weight entry is valued; sensitivity is |weight * gradient|."""
+    beta: float = 0.85
+    """Decay of the moving average of the scores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the loss terms (H9); 0 leaves a term out, and what only it reads is not computed."""
+
+    mlm: float = 1.0
+    kl: float = 1.0
+    hidden: float = 1.0
+    attention: float = 1.0
+    embedding: float = 1.0
+    temperature: float = 1.0
+    """Softmax temperature of the kl term (H10)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Adam with decoupled weight decay, linear warm-up and linear decay."""
+
+    name: Literal["fused_adam", "adamw", "apex_fused_adam"] = "fused_adam"
+    """fused_adam: DeepSpeed's; adamw: torch's; apex_fused_adam: NVIDIA apex, if it is installed."""
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-6
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    """Share of the steps over which the learning rate rises."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run. Saved as run_config.json in the run directory and read back with --config."""
+
+    method: Literal["homodistil", "pretrain"] = "homodistil"
+    """homodistil: prune and distil a student. pretrain: masked-language-model training without a teacher."""
+    teacher: str = BUILTIN
+    """Folder or hub name of the teacher; 'builtin' is the small BERT inside this package."""
+    corpus: tuple[str, ...] = (BUILTIN,)
+    """Files or folders (.txt .jsonl .parquet, also .gz .xz .zst), a hub data set name, or 'builtin'."""
+    output_dir: str = "runs/demo"
+    """Run directory; must not hold a run yet."""
+    steps: int = 300
+    """Optimizer steps."""
+    seed: int = 0
+    global_batch_size: int = 32
+    """Sequences per optimizer step, over all ranks and accumulation steps."""
+    sequence_length: int = 128
+    """Tokens per sequence, [CLS] and [SEP] included."""
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    mask_probability: float = 0.15
+    """Share of the tokens that the masked-language-model loss predicts."""
+    held_out_sequences: int = 128
+    """Sequences kept out of training for the held-out loss."""
+    eval_interval: int = 50
+    """Steps between held-out evaluations; 0 evaluates at the end only."""
+    log_interval: int = 10
+    """Steps between log lines."""
+    save_interval: int = 0
+    """Steps between checkpoints; 0 saves one at the end only."""
+    student: StudentConfig = field(default_factory=StudentConfig)
+    pruning: PruningConfig = field(default_factory=PruningConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        for name, low in (("steps", 1), ("global_batch_size", 1), ("sequence_length", 8), ("log_interval", 1)):
+            if getattr(self, name) < low:
+                raise HomodistilError("CFG-RANGE", f"{name} is {getattr(self, name)}", f"Use {low} or more.")
+        if not 0.0 <= self.pruning.start <= self.pruning.end <= 1.0:
+            raise HomodistilError(
+                "CFG-RANGE",
+                f"pruning.start {self.pruning.start} and pruning.end {self.pruning.end} are not shares in order",
+                "Use 0 <= start <= end <= 1; equal values prune in one shot.",
+            )
+        if not 0.0 < self.mask_probability < 1.0:
+            raise HomodistilError(
+                "CFG-RANGE",
+                f"mask_probability is {self.mask_probability}",
+                "Use a share between 0 and 1, such as 0.15.",
+            )
+        if self.pruning.interval < 1:
+            raise HomodistilError("CFG-RANGE", f"pruning.interval is {self.pruning.interval}", "Use 1 or more.")
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+def load_run_config(path: Path) -> RunConfig:
+    """Read a saved run configuration. Raises HomodistilError for a missing file, bad JSON or an unknown key."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise HomodistilError(
+            "CFG-NO-FILE", f"--config {path}: {error.strerror}", "Point it at a run_config.json of an earlier run."
+        ) from error
+    except ValueError as error:
+        raise HomodistilError("CFG-JSON", f"--config {path}: {error}", "Mend the JSON at that place.") from error
+    return from_dict(RunConfig, values, where=str(path))
+
+
+def from_dict(cls: type[Any], values: Any, where: str) -> Any:
+    """Build a config dataclass from plain JSON values; every key must be known and every value of the right type."""
+    if not isinstance(values, dict):
+        raise HomodistilError("CFG-TYPE", f"{where}: expected an object, found {type(values).__name__}", "Use {...}.")
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in fields(cls)}
+    for name in values:
+        if name not in known:
+            raise HomodistilError("CFG-UNKNOWN-KEY", f"{where}: unknown key '{name}'", did_you_mean(name, known))
+    converted = {name: _convert(hints[name], value, f"{where}: {name}") for name, value in values.items()}
+    return cls(**converted)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if is_dataclass(hint):
+        return from_dict(hint, value, where)  # type: ignore[arg-type]
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_convert(arguments[0], item, where) for item in value)
+    if origin in (types.UnionType, typing.Union):
+        hint = next(a for a in arguments if a is not types.NoneType)
+        return None if value is None else _convert(hint, value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise HomodistilError("CFG-VALUE", f"{where} is {value!r}", did_you_mean(str(value), map(str, arguments)))
+        return value
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise HomodistilError(
+            "CFG-TYPE", f"{where} is {value!r}", f"Use a value of type {getattr(hint, '__name__', hint)}."
+        )
+    return value

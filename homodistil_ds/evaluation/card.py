@@ -1,0 +1,86 @@
+"""The README.md of a saved student: a Hugging Face model card. It returns text and writes nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from homodistil_ds.evaluation.report import Report, duration_text
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def model_card(*, base_model: str, license: str | None, corpus: Sequence[str], command: str, report: Report) -> str:
+    """YAML front matter and a short page.
+
+    `base_model` is the teacher as the user named it; it enters the front matter only if it reads as a hub name.
+    `license` is a hub licence identifier such as apache-2.0, or None to leave it out.
+    """
+    student, teacher = report.student, report.teacher
+    if teacher:
+        source = f"Pruned and distilled from `{base_model}` with the method `{report.method}` of homodistil_ds."
+        share = f", {student.parameters / teacher.parameters:.1%} of the teacher's {teacher.parameters:,}"
+        loss = f" (teacher: {teacher.heldout_loss:.4f})"
+    else:
+        source, share, loss = f"Trained without a teacher, with the method `{report.method}` of homodistil_ds.", "", ""
+    results = [
+        f"- Parameters: {student.parameters:,}{share}; {student.parameters_without_embeddings:,} without embeddings",
+        f"- Held-out masked-language-model loss: {student.heldout_loss:.4f} nats{loss}",
+    ]
+    if teacher:
+        results.append(f"- KL from the teacher at masked positions: {student.discrepancy_kl:.4f} nats")
+    widths = [
+        "| width | student | teacher |" if teacher else "| width | student |",
+        "|:--|--:|" + "--:|" * bool(teacher),
+    ]
+    for name, size in student.widths.items():
+        before = f" {teacher.widths.get(name, 0):,} |" if teacher else ""
+        widths.append(f"| {name} | {size:,} |{before}")
+    parts = [
+        _front_matter(base_model if teacher else None, license),
+        f"# {report.name}",
+        f"{source} It is a plain `transformers` model; loading it needs no other package.",
+        "## Load",
+        _SNIPPET,
+        "## Results",
+        "\n".join(results),
+        "\n".join(widths),
+        "## Training",
+        "\n".join(
+            [
+                f"- Corpus: {', '.join(f'`{name}`' for name in corpus)}",
+                f"- {report.steps:,} optimizer steps, {report.tokens:,} tokens, {duration_text(report.wall_seconds)} "
+                f"on {report.world_size} process(es), {report.precision}, seed {report.seed}",
+                f"- Versions: {', '.join(f'{name} {version}' for name, version in report.versions.items())}",
+            ]
+        ),
+        f"```bash\n{command}\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+_SNIPPET = """```python
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+folder = "."  # this folder, or its hub name
+model = AutoModelForMaskedLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+```"""
+
+
+def _front_matter(teacher: str | None, license: str | None) -> str:
+    # A JSON string is a YAML string, which spares a YAML writer.
+    lines = ["---", "library_name: transformers", "pipeline_tag: fill-mask"]
+    if license:
+        lines.append(f"license: {json.dumps(license)}")
+    if teacher and is_hub_name(teacher):
+        lines.append(f"base_model: {json.dumps(teacher)}")
+    tags = ["homodistil", "distilled", "pruned"] if teacher else ["homodistil"]
+    return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether `name` can be a model on the hub: `name` or `owner/name`, not a folder here and not the built-in one."""
+    return name != "builtin" and HUB_NAME.fullmatch(name) is not None and not Path(name).exists()

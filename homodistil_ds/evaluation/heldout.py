@@ -1,0 +1,49 @@
+"""Held-out loss of a student and its discrepancy from the teacher, in nats per predicted token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from homodistil_ds.data.corpus import Batch
+from homodistil_ds.distillation.losses import Inputs, kl, mlm
+from homodistil_ds.models.forward import Activations
+from homodistil_ds.runtime import ranks
+
+Forward = Callable[[torch.Tensor, torch.Tensor], Activations]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    loss: float
+    """Masked-language-model loss of the student."""
+    teacher_loss: float | None
+    discrepancy_kl: float | None
+    """KL(teacher || student) at the predicted positions; None without a teacher."""
+
+
+@torch.no_grad()
+def evaluate(student: Forward, teacher: Forward | None, batches: Iterable[Batch]) -> HeldOut:
+    """Mean over the held-out rows of all ranks. Every rank calls it; both forwards return logits [B, K, V]."""
+    sums = torch.zeros(4, dtype=torch.float64)
+    for batch in batches:
+        batch = batch.to(ranks.device())
+        rows = len(batch.input_ids)
+        own = student(batch.input_ids, batch.positions)
+        inputs = Inputs(student=own, teacher=own, labels=batch.labels)
+        losses = [float(mlm(inputs)), 0.0, 0.0]
+        if teacher is not None:
+            shown = teacher(batch.input_ids, batch.positions)
+            losses[1] = float(mlm(Inputs(student=shown, teacher=shown, labels=batch.labels)))
+            losses[2] = float(kl(Inputs(student=own, teacher=shown, labels=batch.labels)))
+        sums += torch.tensor([rows * loss for loss in losses] + [rows], dtype=torch.float64)
+    total = ranks.add_up(sums.to(ranks.device())).cpu()
+    loss, teacher_loss, discrepancy = (total[:3] / total[3]).tolist()
+    has_teacher = teacher is not None
+    return HeldOut(
+        loss=loss,
+        teacher_loss=teacher_loss if has_teacher else None,
+        discrepancy_kl=discrepancy if has_teacher else None,
+    )

@@ -1,0 +1,175 @@
+"""Report: the facts of a finished run, as JSON, as a Markdown page with pictures and as a console table."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+NONE = "-"  # a cell without a value
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRow:
+    """One model, measured."""
+
+    parameters: int
+    parameters_without_embeddings: int
+    widths: dict[str, int]
+    """hidden_size, intermediate_size, num_attention_heads, head_size, num_hidden_layers, vocab_size."""
+    file_bytes: int
+    """Size of the weights as saved."""
+    heldout_loss: float
+    """Masked-language-model loss on the held-out sequences, nats per predicted token."""
+    discrepancy_kl: float
+    """KL from the teacher's to this model's predictions at the masked held-out positions, nats."""
+    tokens_per_second: float
+    """CPU inference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """One run. `teacher` is None for a method without one."""
+
+    name: str
+    method: str
+    teacher: ModelRow | None
+    student: ModelRow
+    steps: int
+    tokens: int
+    """Tokens seen in training, over all ranks."""
+    wall_seconds: float
+    world_size: int
+    zero_stage: int
+    precision: str
+    seed: int
+    mask_digest: str
+    """Of the final masks; equal on every rank."""
+    corpus_fingerprint: str
+    digests_checked: int
+    """How often the ranks compared their masks."""
+    versions: dict[str, str]
+    history: list[dict[str, float]]
+    """One entry per held-out evaluation."""
+
+
+def write_report(report: Report, run_dir: Path, figures: Mapping[str, Figure]) -> None:
+    """Write figures/<name>.png, report.md and report.json into `run_dir`; raises OSError where it cannot.
+
+    report.json is written last and by rename, so its presence says that the report is complete. A value that is not
+    finite becomes null there.
+    """
+    (run_dir / "figures").mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(run_dir / "figures" / f"{name}.png")
+    _replace(run_dir / "report.md", _markdown(report, run_dir, list(figures)))
+    _replace(run_dir / "report.json", json.dumps(_finite(asdict(report)), indent=2, allow_nan=False) + "\n")
+
+
+def before_after_table(report: Report) -> str:
+    """Teacher, student and student / teacher in aligned columns, for the console."""
+    rows = [("", "teacher", "student", "ratio"), *_rows(report)]
+    first, *others = (max(len(row[column]) for row in rows) for column in range(4))
+    lines = []
+    for label, *cells in rows:
+        lines.append("  ".join([label.ljust(first), *(c.rjust(w) for c, w in zip(cells, others, strict=True))]))
+    lines.insert(1, "-" * len(lines[0]))
+    return "\n".join(lines)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a run's numbers, from their metadata; imports none."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "deepspeed", "transformers", "homodistil_ds"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds as `42.0 s`, `3 min 20 s` or `2 h 05 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _rows(report: Report) -> list[tuple[str, str, str, str]]:
+    """(label, teacher, student, student / teacher) of every compared quantity."""
+    teacher, student = report.teacher, report.student
+    rows: list[tuple[str, str, str, str]] = []
+
+    def add(label: str, value: Callable[[ModelRow], float | None], text: Callable[[float], str]) -> None:
+        before, after = (value(teacher) if teacher else None), value(student)
+        ratio = f"{after / before:.3f}" if before and after is not None else NONE
+        cells = [NONE if v is None or not math.isfinite(v) else text(v) for v in (before, after)]
+        rows.append((label, cells[0], cells[1], ratio))
+
+    add("parameters", lambda m: m.parameters, "{:,}".format)
+    add("without embeddings", lambda m: m.parameters_without_embeddings, "{:,}".format)
+    for name in student.widths:
+        add(name, lambda m, name=name: m.widths.get(name), "{:,}".format)  # type: ignore[misc]
+    add("weights file (MiB)", lambda m: m.file_bytes / 2**20, "{:.2f}".format)
+    add("held-out loss (nats)", lambda m: m.heldout_loss, "{:.4f}".format)
+    add("discrepancy KL (nats)", lambda m: m.discrepancy_kl, "{:.4f}".format)
+    add("CPU inference (tokens/s; ratio = speed-up)", lambda m: m.tokens_per_second, "{:,.0f}".format)
+    return rows
+
+
+def _markdown(report: Report, run_dir: Path, figures: list[str]) -> str:
+    table = ["| | teacher | student | ratio |", "|:--|--:|--:|--:|"]
+    table += [f"| {' | '.join(row)} |" for row in _rows(report)]
+    facts = {
+        "method": report.method,
+        "steps": f"{report.steps:,}",
+        "tokens": f"{report.tokens:,}",
+        "wall time": duration_text(report.wall_seconds),
+        "world size": report.world_size,
+        "ZeRO stage": report.zero_stage,
+        "precision": report.precision,
+        "seed": report.seed,
+        "mask digest": f"`{report.mask_digest}`, compared between ranks {report.digests_checked} times",
+        "corpus fingerprint": f"`{report.corpus_fingerprint}`",
+        "versions": ", ".join(f"{name} {version}" for name, version in report.versions.items()),
+    }
+    pictures = "\n\n".join(f"![{name.replace('_', ' ')}](figures/{name}.png)" for name in figures)
+    load = f'AutoModelForMaskedLM.from_pretrained("{(run_dir / "student").as_posix()}")'
+    parts = [
+        f"# {report.name}",
+        "## Before and after",
+        "\n".join(table),
+        *(["## Figures", pictures] if figures else []),
+        "## Facts",
+        "\n".join(f"- {name}: {value}" for name, value in facts.items()),
+        "## Load the student",
+        f"`{load}`, with `AutoModelForMaskedLM` from `transformers`.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """The same JSON value with null for what JSON cannot say (nan, inf)."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

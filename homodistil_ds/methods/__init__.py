@@ -1,0 +1,34 @@
+"""The methods by name, and the start and end that all of them share: the process group and quiet libraries."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers
+
+from homodistil_ds.config import RunConfig
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found no accelerator
+
+from homodistil_ds.methods.homodistil import homodistil
+from homodistil_ds.methods.pretrain import pretrain
+from homodistil_ds.runtime import engine, ranks
+
+METHODS: dict[str, Callable[[RunConfig, dict[str, Any], str], None]] = {"homodistil": homodistil, "pretrain": pretrain}
+
+
+def run(config: RunConfig, machine: dict[str, Any], command: str) -> None:
+    """Run the configured method on every rank of this launch; `machine` is the DeepSpeed configuration."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    engine.prepare_op_folder()
+    ranks.start()
+    torch.manual_seed(config.seed)
+    try:
+        METHODS[config.method](config, machine, command)
+    finally:
+        ranks.stop()

@@ -1,0 +1,153 @@
+"""The DeepSpeed configuration file: read it, refuse what DeepSpeed would ignore, and fill in the batch sizes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from homodistil_ds.errors import HomodistilError, did_you_mean
+
+# Top-level keys that DeepSpeed 0.19 reads and this project leaves to the file. DeepSpeed itself ignores any other key.
+KNOWN_KEYS = frozenset(
+    [
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "steps_per_print",
+        "dump_state",
+        "disable_python_gc",
+        "disable_allgather",
+        "communication_data_type",
+        "seq_parallel_communication_data_type",
+        "prescale_gradients",
+        "gradient_predivide_factor",
+        "gradient_allreduce_op",
+        "zero_optimization",
+        "activation_checkpointing",
+        "comms_logger",
+        "gradient_clipping",
+        "fp16",
+        "bf16",
+        "bfloat16",
+        "torch_autocast",
+        "zero_allow_untested_optimizer",
+        "zero_force_ds_cpu_optimizer",
+        "flops_profiler",
+        "wall_clock_breakdown",
+        "memory_breakdown",
+        "checkpoint",
+        "data_types",
+        "aio",
+        "dataloader_drop_last",
+        "log_level",
+        "compile",
+        "timers",
+    ]
+)
+# Keys that DeepSpeed reads but that would set a second home for a fact, or that it refuses, with what to use instead.
+REFUSED_KEYS = {
+    "optimizer": "The optimizer is part of the run: use --optimizer.name, --learning_rate and the other --optimizer flags.",
+    "scheduler": "The learning rate follows --learning_rate, --optimizer.warmup and --steps.",
+    "tensorboard": "Curves are written to <output_dir>/tb without this block.",
+    "wandb": "Curves are written to <output_dir>/tb; this block is not used.",
+    "csv_monitor": "Curves are written to <output_dir>/tb; this block is not used.",
+    "comet": "Curves are written to <output_dir>/tb; this block is not used.",
+    "amp": "DeepSpeed 0.19 has no amp block: use bf16, fp16 or torch_autocast.",
+    "elasticity": "Not supported by DeepSpeed 0.19: the accumulation is derived from --global_batch_size instead.",
+    "compression_training": "Pruning is this program's own work: use the --student and --pruning flags.",
+    "sparse_gradients": "Not supported by DeepSpeed 0.19.",
+    "nebula": "Not supported by DeepSpeed 0.19.",
+    "eigenvalue": "Not supported by DeepSpeed 0.19.",
+    "curriculum_learning": "Not supported by DeepSpeed 0.19.",
+    "data_efficiency": "The data order is a pure function of --seed; this block is not used.",
+}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a DeepSpeed JSON and check its top level.
+
+    Raises HomodistilError for a missing file, bad JSON, an unknown or refused key, or low precision at ZeRO stage 0.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise HomodistilError(
+            "CFG-NO-FILE", f"--deepspeed_config {path}: {error.strerror}", "Files to start from lie in ds_configs/."
+        ) from error
+    except ValueError as error:
+        raise HomodistilError(
+            "CFG-JSON", f"--deepspeed_config {path}: {error}", "Mend the JSON at that place."
+        ) from error
+    if not isinstance(values, dict):
+        raise HomodistilError("CFG-JSON", f"--deepspeed_config {path}: the top level is not an object", "Use {...}.")
+    for key in values:
+        if key in REFUSED_KEYS:
+            raise HomodistilError("CFG-REFUSED-KEY", f"{path}: key '{key}' has no place here", REFUSED_KEYS[key])
+        if key not in KNOWN_KEYS:
+            raise HomodistilError(
+                "CFG-UNKNOWN-KEY", f"{path}: unknown DeepSpeed key '{key}'", did_you_mean(key, KNOWN_KEYS)
+            )
+    if zero_stage(values) == 0 and precision(values) in ("bf16", "fp16"):
+        raise HomodistilError(
+            "CFG-PRECISION",
+            f"{path}: {precision(values)} at ZeRO stage 0",
+            "DeepSpeed 0.19 counts an optimizer step too many and does not scale the loss there: use stage 1 or higher, "
+            "or float32 at stage 0.",
+        )
+    if zero_stage(values) == 3:
+        raise HomodistilError("CFG-STAGE", f"{path}: ZeRO stage 3", "Use stage 0, 1 or 2 in this version.")
+    return values
+
+
+def zero_stage(values: dict[str, Any]) -> int:
+    return int(values.get("zero_optimization", {}).get("stage", 0))
+
+
+def precision(values: dict[str, Any]) -> str:
+    """fp32, bf16, fp16 or autocast."""
+    if values.get("bf16", values.get("bfloat16", {})).get("enabled"):
+        return "bf16"
+    if values.get("fp16", {}).get("enabled"):
+        return "fp16"
+    return "autocast" if values.get("torch_autocast", {}).get("enabled") else "fp32"
+
+
+def with_batch_sizes(values: dict[str, Any], global_batch: int, world_size: int) -> dict[str, Any]:
+    """The configuration with train_batch_size and accumulation derived from the run's global batch, in sequences.
+
+    A micro batch larger than a rank's share is lowered to it; otherwise the share must be a whole number of micro
+    batches. Raises HomodistilError with the nearest global batches that fit.
+    """
+    if values.get("train_batch_size", global_batch) != global_batch:
+        raise HomodistilError(
+            "CFG-BATCH",
+            f"train_batch_size {values['train_batch_size']} in the DeepSpeed configuration, "
+            f"--global_batch_size {global_batch}",
+            "Leave train_batch_size out of the file: it is derived from --global_batch_size.",
+        )
+    micro = int(values.get("train_micro_batch_size_per_gpu", max(1, global_batch // world_size)))
+    micro = max(1, min(micro, global_batch // world_size))
+    accumulation, left_over = divmod(global_batch, micro * world_size)
+    asked = values.get("gradient_accumulation_steps", accumulation)
+    if left_over or accumulation == 0:
+        unit = micro * world_size
+        nearest = sorted({max(unit, global_batch // unit * unit), (global_batch // unit + 1) * unit})
+        raise HomodistilError(
+            "CFG-BATCH",
+            f"--global_batch_size {global_batch} is not micro batch {micro} x {world_size} ranks x a whole number",
+            f"Nearest that fit: {', '.join(map(str, nearest))}; or change train_micro_batch_size_per_gpu.",
+        )
+    if asked != accumulation:
+        raise HomodistilError(
+            "CFG-BATCH",
+            f"gradient_accumulation_steps {asked} in the DeepSpeed configuration, but --global_batch_size {global_batch} "
+            f"over {world_size} ranks with micro batch {micro} needs {accumulation}",
+            "Leave gradient_accumulation_steps out of the file: it is derived.",
+        )
+    return values | {
+        "train_batch_size": global_batch,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": accumulation,
+        "steps_per_print": values.get("steps_per_print", 10**9),
+    }

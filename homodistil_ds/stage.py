@@ -1,0 +1,178 @@
+"""The loop: train a student on a corpus, with a teacher and a pruner or without. Every method runs through here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import deepspeed
+import psutil
+import torch
+from transformers import PreTrainedModel
+
+from homodistil_ds.config import RunConfig
+from homodistil_ds.data.batches import Batches
+from homodistil_ds.distillation.losses import Inputs
+from homodistil_ds.distillation.objective import Objective
+from homodistil_ds.errors import HomodistilError
+from homodistil_ds.evaluation.heldout import evaluate
+from homodistil_ds.models.forward import Activations, Read, forward
+from homodistil_ds.models.width import WidthPlan, Widths
+from homodistil_ds.pruning.pruner import Pruner
+from homodistil_ds.runtime import ranks
+from homodistil_ds.runtime.engine import set_learning_rate
+from homodistil_ds.runtime.monitor import Monitor
+
+
+@dataclass(kw_only=True)
+class Stage:
+    """Training with a fixed teacher and objective for `config.steps` optimizer steps.
+
+    `save(step)` writes a checkpoint. `head_origins` names, for a student that starts narrower than its teacher, the
+    teacher's head behind each of its heads; a pruned student's come from its masks.
+    """
+
+    config: RunConfig
+    engine: deepspeed.DeepSpeedEngine
+    plan: WidthPlan
+    teacher: PreTrainedModel | None
+    objective: Objective
+    batches: Batches
+    monitor: Monitor
+    pruner: Pruner | None
+    save: Callable[[int], None]
+    head_origins: list[torch.Tensor] = field(default_factory=list)
+    first_step: int = 1
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Train; `history` gains one row of losses and widths per log line and per held-out evaluation."""
+        started = time.perf_counter()
+        for step in range(self.first_step, self.config.steps + 1):
+            set_learning_rate(self.engine, learning_rate(self.config, step))
+            terms: list[dict[str, torch.Tensor]] = []
+            for batch in self.batches.micro_batches(step):
+                batch = batch.to(ranks.device())
+                shown = self.teach(batch.input_ids, batch.positions, self.objective.teacher_reads())
+                own = self.engine(batch.input_ids, batch.positions)
+                total, parts = self.objective(
+                    Inputs(
+                        student=own,
+                        teacher=shown,
+                        labels=batch.labels,
+                        temperature=self.objective.temperature,
+                        student_heads=self.student_heads(),
+                        head_origins=self.origins(),
+                    )
+                )
+                self.engine.backward(total)
+                if self.pruner and self.engine.is_gradient_accumulation_boundary():
+                    self.pruner.score(self.engine, step)
+                self.engine.step()
+                terms.append({"total": total.detach(), **parts})
+            pruned = self.pruner is not None and self.pruner.prune(self.engine, step)
+            if pruned:
+                self.report_pruning(step)
+            if step % self.config.log_interval == 0 or step in (1, self.config.steps):
+                self.log(step, terms, time.perf_counter() - started)
+            if step == self.config.steps or (self.config.eval_interval and step % self.config.eval_interval == 0):
+                self.evaluate(step)
+            if step == self.config.steps or (self.config.save_interval and step % self.config.save_interval == 0):
+                self.save(step)
+
+    @torch.no_grad()
+    def teach(self, input_ids: torch.Tensor, positions: torch.Tensor, reads: frozenset[Read]) -> Activations:
+        """The teacher's activations, without gradients and only what is read; empty without a teacher."""
+        if self.teacher is None:
+            return Activations()
+        with self.precision():
+            return forward(self.teacher, self.plan.family, input_ids, positions, reads)
+
+    def precision(self) -> AbstractContextManager[None]:
+        """The autocast that DeepSpeed puts around the student, for the teacher."""
+        if self.engine.torch_autocast_enabled():
+            return torch.autocast(ranks.device().type, dtype=self.engine.torch_autocast_dtype())  # type: ignore[return-value]
+        return nullcontext()
+
+    def origins(self) -> list[torch.Tensor]:
+        return self.pruner.masks.head_origins() if self.pruner else self.head_origins
+
+    def student_heads(self) -> list[torch.Tensor]:
+        """Places of the kept heads in the student's own maps: a masked student still has every head of its teacher."""
+        return self.origins() if self.pruner else [torch.arange(len(heads)) for heads in self.head_origins]
+
+    def widths(self) -> Widths:
+        return self.pruner.masks.widths() if self.pruner else self.plan.full
+
+    def log(self, step: int, terms: list[dict[str, torch.Tensor]], seconds: float) -> None:
+        """Means of the step's losses over micro batches and ranks, and what the machine does."""
+        names = list(terms[0])
+        means = ranks.mean(torch.stack([torch.stack([term[name] for term in terms]).float().mean() for name in names]))
+        losses = dict(zip(names, means.tolist(), strict=True))
+        if not all(map(torch.isfinite, means)):
+            raise HomodistilError(
+                "NUM-LOSS",
+                f"step {step}: the loss is not a finite number ({losses})",
+                "Lower --learning_rate, lengthen --optimizer.warmup, or train in bf16 or float32.",
+                "Checkpoints written before this step are valid.",
+            )
+        tokens = self.config.global_batch_size * self.config.sequence_length * (step - self.first_step + 1)
+        rate = tokens / seconds
+        widths = self.widths()
+        self.history.append({"step": step, **losses, **vars(widths)})
+        self.monitor.scalars(step, {f"loss/{name}": value for name, value in losses.items()})
+        self.monitor.scalars(
+            step,
+            {
+                "optim/lr": learning_rate(self.config, step),
+                "optim/grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
+                "perf/tokens_s": rate,
+                "mem/host_rss_mib": psutil.Process().memory_info().rss / 2**20,
+                **{f"pruning/{name}": value for name, value in vars(widths).items()},
+            },
+        )
+        if torch.cuda.is_available():
+            self.monitor.scalars(step, {"mem/allocated_mib": torch.cuda.max_memory_allocated() / 2**20})
+        shown = {name: value for name, value in losses.items() if name in ("total", "mlm", "kl")}
+        self.monitor.progress(step, {**shown, "widths": str(widths), "tok/s": rate})
+
+    def evaluate(self, step: int) -> None:
+        """Held-out loss and discrepancy, in the precision of training."""
+
+        def own(input_ids: torch.Tensor, positions: torch.Tensor) -> Activations:
+            return self.engine(input_ids, positions, ("logits",))
+
+        def shown(input_ids: torch.Tensor, positions: torch.Tensor) -> Activations:
+            return self.teach(input_ids, positions, frozenset({"logits"}))
+
+        self.engine.eval()
+        result = evaluate(own, shown if self.teacher is not None else None, self.batches.held_out())
+        self.engine.train()
+        values = {"heldout_loss": result.loss}
+        if result.discrepancy_kl is not None:
+            values["discrepancy_kl"] = result.discrepancy_kl
+        self.history.append({"step": step, **values, **vars(self.widths())})
+        self.monitor.scalars(step, {f"heldout/{name}": value for name, value in values.items()})
+        text = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+        self.monitor.line(f"held-out at step {step}: {text} nats")
+
+    def report_pruning(self, step: int) -> None:
+        """Kept fractions, quantiles of the importance and the digest that the ranks agreed on."""
+        assert self.pruner is not None
+        self.monitor.scalars(step, {f"kept/{name}": value for name, value in self.pruner.masks.fractions().items()})
+        for group, values in self.pruner.importance.values().items():
+            kept = values[self.pruner.masks.kept[group]]
+            quantiles = torch.quantile(kept, torch.tensor([0.1, 0.5, 0.9])).tolist()
+            names = (f"scores_p10/{group}", f"scores_p50/{group}", f"scores_p90/{group}")
+            self.monitor.scalars(step, dict(zip(names, quantiles, strict=True)))
+        self.monitor.scalars(step, {"pruning/agreements": self.pruner.agreements})
+
+
+def learning_rate(config: RunConfig, step: int) -> float:
+    """Linear warm-up to the peak, then linear decay to 0 after the last step; `step` counts from 1."""
+    warmup = max(1, round(config.optimizer.warmup * config.steps))
+    if step <= warmup:
+        return config.learning_rate * step / warmup
+    return config.learning_rate * (config.steps - step + 1) / (config.steps - warmup + 1)

@@ -1,0 +1,13 @@
+"""The command users type. It only makes the package importable, installed or not; homodistil_ds/command.py goes on."""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # A script's own folder comes first on sys.path, where data/ or models/ would hide packages of the same name.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from homodistil_ds.command import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
