@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
-import deepspeed
 import psutil
 import torch
 from transformers import PreTrainedModel
@@ -22,7 +21,7 @@ from homodistil_ds.models.forward import Activations, Read, forward
 from homodistil_ds.models.width import WidthPlan, Widths
 from homodistil_ds.pruning.pruner import Pruner
 from homodistil_ds.runtime import ranks
-from homodistil_ds.runtime.engine import set_learning_rate
+from homodistil_ds.runtime.engine import Engine, set_learning_rate
 from homodistil_ds.runtime.monitor import Monitor
 
 
@@ -35,7 +34,7 @@ class Stage:
     """
 
     config: RunConfig
-    engine: deepspeed.DeepSpeedEngine
+    engine: Engine
     plan: WidthPlan
     teacher: PreTrainedModel | None
     objective: Objective
@@ -93,7 +92,7 @@ class Stage:
     def precision(self) -> AbstractContextManager[None]:
         """The autocast that DeepSpeed puts around the student, for the teacher."""
         if self.engine.torch_autocast_enabled():
-            return torch.autocast(ranks.device().type, dtype=self.engine.torch_autocast_dtype())  # type: ignore[return-value]
+            return torch.autocast(ranks.device().type, dtype=self.engine.torch_autocast_dtype())
         return nullcontext()
 
     def origins(self) -> list[torch.Tensor]:

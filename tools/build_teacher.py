@@ -43,17 +43,14 @@ def main() -> None:
         cut_vocabulary(given.weights, given.corpus[0], given.vocabulary, start)
     common = [*given.launcher, str(TRAIN), "--deepspeed_config", given.deepspeed_config, "--corpus", *given.corpus]
     if not (corrected / "student").exists():
-        run(
-            [*common, "--preset", "correct_teacher", "--teacher", str(start), "--output_dir", str(corrected)]
-            + ["--steps", str(given.correction_steps)]
-        )
+        steps = str(given.correction_steps)
+        correction = ["--preset", "correct_teacher", "--teacher", str(start), "--steps", steps]
+        run([*common, *correction, "--output_dir", str(corrected)])
     if not (embedded / "student").exists():
-        run(
-            [*common, "--teacher", str(corrected / "student"), "--output_dir", str(embedded)]
-            + ["--steps", str(given.distillation_steps), "--student.dtype", "float16"]
-            + ["--student.hidden_size", "256", "--student.intermediate_size", "1024"]
-            + ["--student.num_attention_heads", "8"]
-        )
+        shape = ["--student.hidden_size", "256", "--student.intermediate_size", "1024"]
+        shape += ["--student.num_attention_heads", "8", "--student.dtype", "float16"]
+        taught = ["--teacher", str(corrected / "student"), "--steps", str(given.distillation_steps)]
+        run([*common, *taught, *shape, "--output_dir", str(embedded)])
     print(f"teacher: {embedded / 'student'}")
 
 

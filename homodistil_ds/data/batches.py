@@ -1,4 +1,4 @@
-"""Which rows a rank sees at a step, as masked tensors: a pure function of (seed, step, rank). Holds no iterator state."""
+"""Which rows a rank sees at a step, as masked tensors: a pure function of (seed, step, rank). No iterator state."""
 
 from __future__ import annotations
 

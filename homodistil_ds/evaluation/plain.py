@@ -12,7 +12,7 @@ import sys
 import time
 
 import torch
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 
 def main(arguments: list[str]) -> None:
@@ -25,12 +25,12 @@ def main(arguments: list[str]) -> None:
             torch.save(load(folder)(torch.load(ids_path, weights_only=True)).logits, out_path)
 
 
-def load(folder: str) -> torch.nn.Module:
+def load(folder: str) -> PreTrainedModel:
     return AutoModelForMaskedLM.from_pretrained(folder).float().eval()
 
 
 @torch.no_grad()
-def speeds(models: list[torch.nn.Module], ids: torch.Tensor, rounds: int = 7) -> list[float]:
+def speeds(models: list[PreTrainedModel], ids: torch.Tensor, rounds: int = 7) -> list[float]:
     """Tokens per second of the encoders on ids [B, L]; the models take turns, the median round counts."""
     seconds: list[list[float]] = [[] for _ in models]
     for turn in range(rounds + 1):

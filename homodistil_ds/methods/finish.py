@@ -16,10 +16,10 @@ from homodistil_ds.config import BUILTIN
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.evaluation import figures, plain
 from homodistil_ds.evaluation.card import model_card
-from homodistil_ds.evaluation.heldout import HeldOut, evaluate
+from homodistil_ds.evaluation.heldout import Forward, HeldOut, evaluate
 from homodistil_ds.evaluation.report import ModelRow, Report, before_after_table, versions, write_report
 from homodistil_ds.methods.setting import Setting
-from homodistil_ds.models.forward import Activations, forward
+from homodistil_ds.models.forward import forward
 from homodistil_ds.models.loading import folder_of, save_folder, stored_dtype
 from homodistil_ds.models.width import TRAINED_PREFIX, WidthPlan, Widths, count
 from homodistil_ds.pruning.shrink import export
@@ -35,7 +35,7 @@ def finish(setting: Setting, stage: Stage, teacher: PreTrainedModel | None) -> N
     seconds = time.perf_counter() - setting.started
     dtype = stored_dtype(setting.config.teacher, setting.config.student.dtype)
     student, kept = plain_student(setting, stage)
-    student.to(dtype).float()
+    torch.nn.Module.to(student, dtype).float()
     held_out = held_out_in_float32(setting, student, teacher)
     if ranks.rank() == 0:
         folder = setting.run_dir / "student"
@@ -82,16 +82,12 @@ def plain_student(setting: Setting, stage: Stage) -> tuple[PreTrainedModel, dict
 def held_out_in_float32(setting: Setting, student: PreTrainedModel, teacher: PreTrainedModel | None) -> HeldOut:
     """Held-out figures of the very model that is saved, in float32."""
 
-    def run(model: PreTrainedModel):  # type: ignore[no-untyped-def]
-        def logits(input_ids: torch.Tensor, positions: torch.Tensor) -> Activations:
-            return forward(model, setting.plan.family, input_ids, positions, ("logits",))
+    def logits_of(model: PreTrainedModel) -> Forward:
+        model.eval().to(device=ranks.device(), dtype=torch.float32)
+        return lambda input_ids, positions: forward(model, setting.plan.family, input_ids, positions, {"logits"})
 
-        return logits
-
-    student = student.to(ranks.device()).eval()
-    if teacher is not None:
-        teacher = teacher.float().to(ranks.device()).eval()
-    result = evaluate(run(student), run(teacher) if teacher is not None else None, setting.batches.held_out())
+    taught = None if teacher is None else logits_of(teacher)
+    result = evaluate(logits_of(student), taught, setting.batches.held_out())
     student.cpu()
     return result
 

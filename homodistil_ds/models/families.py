@@ -70,7 +70,7 @@ def legal_shapes(plan: WidthPlan) -> set[tuple[int, int]]:
 
 
 def _nearest(legal: set[tuple[int, int]], hidden: int, heads: int) -> list[str]:
-    """Three legal shapes: the nearest width for these heads, the nearest heads for this width, the nearest of all by 8."""
+    """Legal shapes: the nearest width for these heads, the nearest heads for this width, the nearest multiple of 8."""
     distance = {shape: abs(shape[0] - hidden) + 4 * abs(shape[1] - heads) for shape in legal}
     choices = [
         [shape for shape in legal if shape[1] == heads],

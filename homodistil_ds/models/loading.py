@@ -124,6 +124,7 @@ def _check_weights(
 def start_head_as_identity(model: PreTrainedModel, plan: WidthPlan) -> None:
     """Make a fresh vocabulary head read the encoder's states as they are: identity transform, zero biases."""
     transform = model.get_submodule(plan.family.head_transform)
+    assert isinstance(transform, nn.Linear)
     nn.init.eye_(transform.weight)
     nn.init.zeros_(transform.bias)
     nn.init.zeros_(model.get_output_embeddings().bias)
@@ -158,7 +159,7 @@ def save_folder(
 ) -> None:
     """Write a plain Hugging Face folder: config, safetensors in `dtype`, tokenizer, and pruning.json if given."""
     folder.mkdir(parents=True, exist_ok=True)
-    copy.deepcopy(model).to(dtype).save_pretrained(folder)
+    nn.Module.to(copy.deepcopy(model), dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if pruning is not None:
         (folder / "pruning.json").write_text(json.dumps(pruning) + "\n", encoding="utf-8")

@@ -32,7 +32,7 @@ def widen(model: nn.Module, name: str) -> None:
         if path.endswith(name) and isinstance(module, nn.LayerNorm):
             module.__class__ = KeptLayerNorm
             module.kept = None  # type: ignore[assignment]
-            module.count = module.normalized_shape[0]
+            module.count = module.normalized_shape[0]  # type: ignore[assignment]
 
 
 def keep(model: nn.Module, kept: torch.Tensor) -> None:
@@ -41,5 +41,5 @@ def keep(model: nn.Module, kept: torch.Tensor) -> None:
     weights = None if count == kept.numel() else kept.float()
     for module in model.modules():
         if isinstance(module, KeptLayerNorm):
-            module.kept = weights  # type: ignore[assignment]
+            module.kept = weights
             module.count = count

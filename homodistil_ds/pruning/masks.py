@@ -76,9 +76,9 @@ class Masks:
         """Write exact zeros into masters and moments (the shards) and into what the forward reads (full tensors)."""
         entries: dict[str, torch.Tensor | None] = {}
         for name, tensor in copies:
-            entries[name] = self._masked_entries(name, tensor)
-            if entries[name] is not None:
-                tensor.masked_fill_(entries[name], 0.0)
+            masked = entries[name] = self._masked_entries(name, tensor)
+            if masked is not None:
+                tensor.masked_fill_(masked, 0.0)
         for shard in shards:
             masked = entries[shard.name]
             if masked is None:

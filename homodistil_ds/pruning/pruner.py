@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import deepspeed
 import torch
 
 from homodistil_ds.errors import HomodistilError
@@ -14,6 +13,7 @@ from homodistil_ds.pruning.importance import Importance
 from homodistil_ds.pruning.masks import Masks
 from homodistil_ds.pruning.schedule import WidthSchedule
 from homodistil_ds.runtime import ranks, shards
+from homodistil_ds.runtime.engine import Engine
 
 
 class Pruner:
@@ -26,12 +26,12 @@ class Pruner:
         self.masks = Masks(plan)
         self.agreements = 0
 
-    def score(self, engine: deepspeed.DeepSpeedEngine, step: int) -> None:
+    def score(self, engine: Engine, step: int) -> None:
         """Read the reduced gradients; call it after the last backward and before the optimizer step."""
         if self.schedule.is_scored(step):
             self.importance.update(shards.scored_shards(engine))
 
-    def prune(self, engine: deepspeed.DeepSpeedEngine, step: int) -> bool:
+    def prune(self, engine: Engine, step: int) -> bool:
         """After the optimizer step: if the schedule moves, choose, agree and mask. True if neurons left.
 
         Raises HomodistilError if the importance is not finite or if ranks differ in their masks.
@@ -55,7 +55,7 @@ class Pruner:
         self.apply(engine)
         return True
 
-    def apply(self, engine: deepspeed.DeepSpeedEngine) -> None:
+    def apply(self, engine: Engine) -> None:
         """Zero the masked entries everywhere and let the norms count the kept ones."""
         self.masks.apply(shards.state_shards(engine), shards.forward_copies(engine))
         norms.keep(engine.module, self.masks.kept["hidden"].to(engine.device))

@@ -1,4 +1,4 @@
-"""Kept neurons -> a smaller ordinary model, and the same slices of any tensor of a parameter's shape. No choosing here."""
+"""Kept neurons -> a smaller ordinary model, and the same slices of any tensor of a parameter's shape."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def cut_tensor(tensor: torch.Tensor, dims: tuple[str | None, ...], kept: Kept) -
 
 
 def cut(model: PreTrainedModel, plan: WidthPlan, widths: Widths, kept: Kept) -> PreTrainedModel:
-    """A smaller model in the form that goes on training: its attention still divides by the teacher's head size (H5)."""
+    """A smaller model in the form that goes on training: attention still divides by the teacher's head size (H5)."""
     small = empty_model(model, plan, widths, vocab=len(kept["vocab"]) if "vocab" in kept else None)
     source = dict(model.named_parameters())
     with torch.no_grad():
@@ -52,7 +52,7 @@ def set_attention_scale(model: PreTrainedModel, plan: WidthPlan, head_size: int)
     """Make every attention layer divide its scores by sqrt(head_size)."""
     for name, module in model.named_modules():
         if name.endswith(plan.family.attention):
-            module.scaling = head_size**-0.5  # type: ignore[assignment]
+            module.scaling = head_size**-0.5
 
 
 def _dims(plan: WidthPlan, name: str) -> tuple[str | None, ...]:

@@ -10,44 +10,19 @@ from homodistil_ds.errors import HomodistilError, did_you_mean
 
 # Top-level keys that DeepSpeed 0.19 reads and this project leaves to the file. DeepSpeed itself ignores any other key.
 KNOWN_KEYS = frozenset(
-    [
-        "train_batch_size",
-        "train_micro_batch_size_per_gpu",
-        "gradient_accumulation_steps",
-        "steps_per_print",
-        "dump_state",
-        "disable_python_gc",
-        "disable_allgather",
-        "communication_data_type",
-        "seq_parallel_communication_data_type",
-        "prescale_gradients",
-        "gradient_predivide_factor",
-        "gradient_allreduce_op",
-        "zero_optimization",
-        "activation_checkpointing",
-        "comms_logger",
-        "gradient_clipping",
-        "fp16",
-        "bf16",
-        "bfloat16",
-        "torch_autocast",
-        "zero_allow_untested_optimizer",
-        "zero_force_ds_cpu_optimizer",
-        "flops_profiler",
-        "wall_clock_breakdown",
-        "memory_breakdown",
-        "checkpoint",
-        "data_types",
-        "aio",
-        "dataloader_drop_last",
-        "log_level",
-        "compile",
-        "timers",
-    ]
+    {
+        *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "steps_per_print"),
+        *("dump_state", "disable_python_gc", "disable_allgather", "communication_data_type", "prescale_gradients"),
+        *("seq_parallel_communication_data_type", "gradient_predivide_factor", "gradient_allreduce_op"),
+        *("zero_optimization", "activation_checkpointing", "comms_logger", "gradient_clipping", "fp16", "bf16"),
+        *("bfloat16", "torch_autocast", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer"),
+        *("flops_profiler", "wall_clock_breakdown", "memory_breakdown", "checkpoint", "data_types", "aio"),
+        *("dataloader_drop_last", "log_level", "compile", "timers"),
+    }
 )
 # Keys that DeepSpeed reads but that would set a second home for a fact, or that it refuses, with what to use instead.
 REFUSED_KEYS = {
-    "optimizer": "The optimizer is part of the run: use --optimizer.name, --learning_rate and the other --optimizer flags.",
+    "optimizer": "The optimizer is part of the run: use --learning_rate and the --optimizer flags.",
     "scheduler": "The learning rate follows --learning_rate, --optimizer.warmup and --steps.",
     "tensorboard": "Curves are written to <output_dir>/tb without this block.",
     "wandb": "Curves are written to <output_dir>/tb; this block is not used.",
@@ -92,8 +67,8 @@ def read(path: Path) -> dict[str, Any]:
         raise HomodistilError(
             "CFG-PRECISION",
             f"{path}: {precision(values)} at ZeRO stage 0",
-            "DeepSpeed 0.19 counts an optimizer step too many and does not scale the loss there: use stage 1 or higher, "
-            "or float32 at stage 0.",
+            "DeepSpeed 0.19 counts an optimizer step too many and does not scale the loss there: use stage 1 or "
+            "higher, or float32 at stage 0.",
         )
     if zero_stage(values) == 3:
         raise HomodistilError("CFG-STAGE", f"{path}: ZeRO stage 3", "Use stage 0, 1 or 2 in this version.")
@@ -141,8 +116,8 @@ def with_batch_sizes(values: dict[str, Any], global_batch: int, world_size: int)
     if asked != accumulation:
         raise HomodistilError(
             "CFG-BATCH",
-            f"gradient_accumulation_steps {asked} in the DeepSpeed configuration, but --global_batch_size {global_batch} "
-            f"over {world_size} ranks with micro batch {micro} needs {accumulation}",
+            f"gradient_accumulation_steps {asked} in the DeepSpeed configuration, but --global_batch_size "
+            f"{global_batch} over {world_size} ranks with micro batch {micro} needs {accumulation}",
             "Leave gradient_accumulation_steps out of the file: it is derived.",
         )
     return values | {

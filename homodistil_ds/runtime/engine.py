@@ -21,6 +21,7 @@ from deepspeed.ops.op_builder import FusedAdamBuilder
 from homodistil_ds.config import OptimizerConfig
 from homodistil_ds.errors import HomodistilError
 
+Engine = deepspeed.DeepSpeedEngine
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 
 
@@ -49,7 +50,7 @@ def initialize(
     learning_rate: float,
     ds_config: dict[str, Any],
     report: Callable[[str], None],
-) -> deepspeed.DeepSpeedEngine:
+) -> Engine:
     """A DeepSpeed engine that trains `module`. `report` gets a line when a slower path is taken.
 
     Raises HomodistilError if apex's FusedAdam was asked for and NVIDIA apex is not installed.
@@ -74,7 +75,7 @@ def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
-def set_learning_rate(engine: deepspeed.DeepSpeedEngine, learning_rate: float) -> None:
+def set_learning_rate(engine: Engine, learning_rate: float) -> None:
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import deepspeed
 import torch
@@ -19,7 +20,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A run of entries of one parameter, flattened; `weight`, `gradient` and `moments` are 1-D views of `count` entries.
+    """A run of entries of one parameter, flattened; `weight`, `gradient` and `moments` are 1-D views of it.
 
     `weight` is the fp32 master. `gradient` is the one of the global batch (mean over ranks and accumulation steps,
     unclipped), None outside the window between the last backward and the optimizer step.
@@ -108,5 +109,6 @@ def forward_copies(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[str, tor
         yield name, parameter.data
 
 
-def _trained(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[str, torch.nn.Parameter]]:
+def _trained(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[str, Any]]:
+    """DeepSpeed hangs attributes of its own on parameters; hence Any."""
     return ((name, parameter) for name, parameter in engine.module.named_parameters() if parameter.requires_grad)
