@@ -16,6 +16,7 @@ from homodistil_ds.data.batches import Batches
 from homodistil_ds.distillation.losses import Inputs
 from homodistil_ds.distillation.objective import Objective
 from homodistil_ds.errors import HomodistilError
+from homodistil_ds.evaluation.figures import mask_heatmap
 from homodistil_ds.evaluation.heldout import evaluate
 from homodistil_ds.models.forward import Activations, Read, forward
 from homodistil_ds.models.width import WidthPlan, Widths
@@ -105,6 +106,10 @@ class Stage:
     def widths(self) -> Widths:
         return self.pruner.masks.widths() if self.pruner else self.plan.full
 
+    def kept(self) -> dict[str, int]:
+        """The widths under names that no loss term has."""
+        return {f"kept_{name}": size for name, size in vars(self.widths()).items()}
+
     def log(self, step: int, terms: list[dict[str, torch.Tensor]], seconds: float) -> None:
         """Means of the step's losses over micro batches and ranks, and what the machine does."""
         names = list(terms[0])
@@ -120,7 +125,7 @@ class Stage:
         tokens = self.config.global_batch_size * self.config.sequence_length * (step - self.first_step + 1)
         rate = tokens / seconds
         widths = self.widths()
-        self.history.append({"step": step, **losses, **vars(widths)})
+        self.history.append({"step": step, **losses, **self.kept()})
         self.monitor.scalars(step, {f"loss/{name}": value for name, value in losses.items()})
         self.monitor.scalars(
             step,
@@ -129,7 +134,7 @@ class Stage:
                 "optim/grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
                 "perf/tokens_s": rate,
                 "mem/host_rss_mib": psutil.Process().memory_info().rss / 2**20,
-                **{f"pruning/{name}": value for name, value in vars(widths).items()},
+                **{f"pruning/{name}": size for name, size in self.kept().items()},
             },
         )
         if torch.cuda.is_available():
@@ -152,10 +157,13 @@ class Stage:
         values = {"heldout_loss": result.loss}
         if result.discrepancy_kl is not None:
             values["discrepancy_kl"] = result.discrepancy_kl
-        self.history.append({"step": step, **values, **vars(self.widths())})
+        self.history.append({"step": step, **values, **self.kept()})
         self.monitor.scalars(step, {f"heldout/{name}": value for name, value in values.items()})
         text = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         self.monitor.line(f"held-out at step {step}: {text} nats")
+        if self.pruner is not None:
+            kept = {group: mask.numpy() for group, mask in self.pruner.masks.kept.items()}
+            self.monitor.figure(step, "masks", mask_heatmap(kept))
 
     def report_pruning(self, step: int) -> None:
         """Kept fractions, quantiles of the importance and the digest that the ranks agreed on."""

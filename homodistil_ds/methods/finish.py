@@ -182,7 +182,7 @@ def _model_row(
 
 
 def draw(setting: Setting, stage: Stage) -> dict:
-    """The figures of the report; the pictures of masks and widths go to the curves too."""
+    """The figures of the report; they go to the curves too."""
     losses = [row for row in stage.history if "total" in row]
     names = [name for name in ("total", *stage.objective.weights) if losses and name in losses[0]]
     steps = [int(row["step"]) for row in losses]
@@ -191,13 +191,13 @@ def draw(setting: Setting, stage: Stage) -> dict:
         sizes = ("hidden", "ffn", "heads", "head_size")
         evaluations = [row for row in stage.history if "discrepancy_kl" in row]
         drawn["widths"] = figures.width_curve(
-            steps, {name: [int(row[name]) for row in losses] for name in sizes}, vars(setting.target)
+            steps, {name: [int(row[f"kept_{name}"]) for row in losses] for name in sizes}, vars(setting.target)
         )
         drawn["masks"] = figures.mask_heatmap({group: mask.numpy() for group, mask in stage.pruner.masks.kept.items()})
         drawn["discrepancy"] = figures.discrepancy_curve(
             [int(row["step"]) for row in evaluations],
             [row["discrepancy_kl"] for row in evaluations],
-            [int(row["hidden"]) for row in evaluations],
+            [int(row["kept_hidden"]) for row in evaluations],
         )
     for name, figure in drawn.items():
         setting.monitor.figure(setting.config.steps, name, figure)

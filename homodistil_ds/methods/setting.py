@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import platform
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +16,7 @@ from homodistil_ds.config import RunConfig
 from homodistil_ds.data.batches import Batches
 from homodistil_ds.data.corpus import Corpus, Order, masking_for, prepare
 from homodistil_ds.errors import HomodistilError
+from homodistil_ds.evaluation.report import versions
 from homodistil_ds.models.families import plan_for, target_widths
 from homodistil_ds.models.loading import load_teacher
 from homodistil_ds.models.width import WidthPlan, Widths
@@ -60,7 +63,7 @@ def prepare_setting(config: RunConfig, machine: dict[str, Any], command: str, he
     ranks.together(lambda: _check_length(config, plan))
     corpus = _read_corpus(config, tokenizer, run_dir)
     if ranks.rank() == 0:
-        (run_dir / "run_config.json").write_text(config.to_json(), encoding="utf-8")
+        _write_records(run_dir, config, machine, command)
     batches = Batches(
         corpus=corpus,
         masking=masking_for(tokenizer, plan.fixed["vocab"], config.mask_probability),
@@ -95,6 +98,17 @@ def _read_corpus(config: RunConfig, tokenizer: PreTrainedTokenizerBase, run_dir:
 
     ranks.together(lambda: read() if ranks.rank() == 0 else None)
     return ranks.together(read)
+
+
+def _write_records(run_dir: Path, config: RunConfig, machine: dict[str, Any], command: str) -> None:
+    """What this run is, written before it trains: from here on the folder holds a run."""
+    facts = {"command": command, "host": platform.node(), "world_size": ranks.world_size(), "versions": versions()}
+    for name, text in (
+        ("run.json", json.dumps(facts, indent=2) + "\n"),
+        ("ds_config.json", json.dumps(machine, indent=2) + "\n"),
+        ("run_config.json", config.to_json()),
+    ):
+        (run_dir / name).write_text(text, encoding="utf-8")
 
 
 def _refuse_used(run_dir: Path) -> None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import deepspeed
 import torch
@@ -21,7 +21,7 @@ from deepspeed.ops.op_builder import FusedAdamBuilder
 from homodistil_ds.config import OptimizerConfig
 from homodistil_ds.errors import HomodistilError
 
-Engine = deepspeed.DeepSpeedEngine
+Engine: TypeAlias = deepspeed.DeepSpeedEngine
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 
 

@@ -1,0 +1,82 @@
+"""Start processes and show their output when they fail. They see a clean environment and are never left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+SCRIPTS = Path(sys.executable).parent
+WORKERS = Path(__file__).parent / "workers"
+TRAIN = Path(__file__).resolve().parents[2] / "homodistil_ds" / "train.py"
+LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMPI_COMM_WORLD_RANK")
+SECONDS = 300
+
+
+@dataclass(frozen=True)
+class Finished:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def shown(self) -> str:
+        return f"exit code {self.code}\n--- stdout ---\n{self.out}\n--- stderr ---\n{self.err}"
+
+
+def run(command: list[str], cwd: Path | None = None, extra: dict[str, str] | None = None) -> Finished:
+    """Run to the end, or end it and everything it started after SECONDS. Raises TimeoutError with the output so far."""
+    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+    environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
+    # Runs beside this one may hold the port that a launch takes by default.
+    environment |= {"MASTER_PORT": str(free_port())} | (extra or {})
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(command, stdout=out, stderr=err, cwd=cwd, env=environment)
+        try:
+            code: int | None = process.wait(SECONDS)
+        except subprocess.TimeoutExpired:
+            code = None
+            end(process)
+        texts = []
+        for stream in (out, err):
+            stream.seek(0)
+            texts.append(stream.read())
+    if code is None:
+        raise TimeoutError(f"{' '.join(command)}: not finished in {SECONDS} s\n{Finished(-1, *texts).shown}")
+    return Finished(code, *texts)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Launchers put their ranks into sessions of their own, and some leave them behind when they are killed."""
+    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for member in family:
+        member.kill()
+    process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def torchrun(ranks: int, script: Path, *arguments: str, extra: dict[str, str] | None = None) -> Finished:
+    launcher = [str(SCRIPTS / "torchrun"), "--standalone", "--nproc_per_node", str(ranks)]
+    return run([*launcher, str(script), *arguments], extra=extra)
+
+
+def work(ranks: int, worker: str, out: Path, **settings: Any) -> dict[str, Any]:
+    """Run workers/<worker>.py on `ranks` ranks; returns what rank 0 wrote to <out>/result.json."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "settings.json").write_text(json.dumps(settings | {"out": str(out)}, default=str), encoding="utf-8")
+    finished = torchrun(ranks, WORKERS / f"{worker}.py", str(out / "settings.json"))
+    assert finished.code == 0, finished.shown
+    return json.loads((out / "result.json").read_text(encoding="utf-8"))

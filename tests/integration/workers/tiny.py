@@ -1,0 +1,167 @@
+"""What the workers share: their settings, and a tiny run put together as the methods do it. Runs under torchrun."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from transformers import PreTrainedModel
+
+from homodistil_ds.config import LossConfig, OptimizerConfig, RunConfig
+from homodistil_ds.data.batches import Batches
+from homodistil_ds.data.corpus import Order, masking_for, prepare
+from homodistil_ds.distillation.objective import Objective
+from homodistil_ds.methods import engine, ranks
+from homodistil_ds.models.families import plan_for
+from homodistil_ds.models.forward import Student
+from homodistil_ds.models.loading import load_teacher, twin, without_dropout
+from homodistil_ds.models.width import WidthPlan, Widths
+from homodistil_ds.pruning.pruner import Pruner
+from homodistil_ds.pruning.schedule import WidthSchedule
+from homodistil_ds.runtime import ds_config
+from homodistil_ds.runtime.monitor import Monitor
+from homodistil_ds.stage import Stage
+
+GLOBAL_BATCH = 16
+SEQUENCE_LENGTH = 32
+
+
+@dataclass(kw_only=True)
+class Tiny:
+    """The teacher, the data and the objective (all five terms) of every stage in a worker."""
+
+    settings: dict[str, Any]
+    teacher: PreTrainedModel
+    plan: WidthPlan
+    objective: Objective
+    batches: Batches
+
+    def student(self, noise: float = 0.0) -> Student:
+        """A twin of the teacher; with noise, which is the same on all ranks, it differs from the teacher everywhere."""
+        model = twin(self.teacher, self.plan).requires_grad_(True)
+        student = self.trainable(model)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in student.parameters():
+                parameter.add_(noise * torch.randn(parameter.shape, generator=generator))
+        return student
+
+    def trainable(self, model: PreTrainedModel) -> Student:
+        reads = self.objective.student_reads()
+        return Student(model, self.plan.family, reads, teacher_hidden=self.plan.full.hidden)
+
+    def engine(self, student: Student, stage: int, accumulation: int = 1) -> deepspeed.DeepSpeedEngine:
+        micro = GLOBAL_BATCH // ranks.world_size() // accumulation
+        machine: dict[str, Any] = {
+            "train_micro_batch_size_per_gpu": micro,
+            "zero_optimization": {"stage": stage},
+            "gradient_clipping": 1.0,
+        }
+        machine = ds_config.with_batch_sizes(machine, GLOBAL_BATCH, ranks.world_size())
+        assert machine["gradient_accumulation_steps"] == accumulation
+        self.batches = batches_of(self.batches, micro)
+        return engine.initialize(student, OptimizerConfig(), 1e-3, machine, print)
+
+    def stage(
+        self,
+        trained: deepspeed.DeepSpeedEngine,
+        steps: int,
+        pruner: Pruner | None = None,
+        first_step: int = 1,
+        head_origins: list[torch.Tensor] | None = None,
+        save: Callable[[int], None] = lambda step: None,
+        save_interval: int = 0,
+    ) -> Stage:
+        """The package's own loop over these parts; its history has one row of losses per step."""
+        config = RunConfig(
+            steps=steps,
+            global_batch_size=GLOBAL_BATCH,
+            sequence_length=SEQUENCE_LENGTH,
+            log_interval=1,
+            eval_interval=0,
+            save_interval=save_interval,
+        )
+        return Stage(
+            config=config,
+            engine=trained,
+            plan=self.plan,
+            teacher=self.teacher,
+            objective=self.objective,
+            batches=self.batches,
+            monitor=Monitor(Path(self.settings["out"]), steps, enabled=False),
+            pruner=pruner,
+            save=save,
+            head_origins=head_origins or [],
+            first_step=first_step,
+        )
+
+    def schedule(self, target: Widths, end: int) -> WidthSchedule:
+        """An event after every step up to `end`."""
+        return WidthSchedule(full=self.plan.full, target=target, start=0, end=end, interval=1)
+
+    def finish(self, result: dict[str, Any]) -> None:
+        if ranks.rank() == 0:
+            path = Path(self.settings["out"], "result.json")
+            path.write_text(json.dumps(result), encoding="utf-8")
+        ranks.stop()
+
+
+def start() -> Tiny:
+    settings = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    engine.prepare_op_folder()
+    ranks.start()
+    source, tokenizer = load_teacher(settings["teacher"])
+    plan = plan_for(source.config)
+    arguments = ([settings["corpus"]], tokenizer, SEQUENCE_LENGTH, 16, Path(settings["out"], "corpus"))
+    if ranks.rank() == 0:
+        prepare(*arguments)
+    ranks.barrier()
+    corpus = prepare(*arguments)
+    batches = Batches(
+        corpus=corpus,
+        masking=masking_for(tokenizer, plan.fixed["vocab"], 0.15),
+        order=Order(len(corpus.train), 0),
+        seed=0,
+        global_batch=GLOBAL_BATCH,
+        micro_batch=GLOBAL_BATCH // ranks.world_size(),
+        rank=ranks.rank(),
+        world_size=ranks.world_size(),
+    )
+    return Tiny(
+        settings=settings,
+        teacher=without_dropout(source).eval().requires_grad_(False),
+        plan=plan,
+        objective=Objective(LossConfig(), with_teacher=True),
+        batches=batches,
+    )
+
+
+def batches_of(batches: Batches, micro: int, rank: int | None = None, world_size: int | None = None) -> Batches:
+    """The same data in other micro batches, or as another rank sees it."""
+    return Batches(
+        **vars(batches)
+        | {
+            "micro_batch": micro,
+            "rank": batches.rank if rank is None else rank,
+            "world_size": world_size or batches.world_size,
+        }
+    )
+
+
+def by_name(trained: deepspeed.DeepSpeedEngine) -> dict[str, torch.nn.Parameter]:
+    return dict(trained.module.named_parameters())
+
+
+def link_moments(trained: deepspeed.DeepSpeedEngine) -> None:
+    """DeepSpeed links the moments of the first parameter group only to its public functions; link them all (ZeRO 1, 2).
+
+    Without it safe_get_full_optimizer_state raises on the rank that owns a parameter and hangs on the others.
+    """
+    trained.optimizer._hp_optimizer_states_linked = False
+    trained.optimizer._lazy_init_hp_params_optimizer_state()

@@ -1,0 +1,104 @@
+"""The forward pass computes what plain transformers computes, but only what is read."""
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from homodistil_ds.models.families import plan_for
+from homodistil_ds.models.forward import Activations, Read, Student, forward
+from homodistil_ds.models.loading import load_teacher
+from homodistil_ds.models.width import WidthPlan
+
+ALL: tuple[Read, ...] = get_args(Read)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_teacher: Path) -> PreTrainedModel:
+    return load_teacher(str(tiny_teacher))[0]
+
+
+@pytest.fixture(scope="module")
+def plan(model: PreTrainedModel) -> WidthPlan:
+    return plan_for(model.config)
+
+
+@pytest.fixture(scope="module")
+def ids() -> torch.Tensor:
+    return torch.randint(0, 185, (3, 10), generator=torch.Generator().manual_seed(0))
+
+
+POSITIONS = torch.tensor([[1, 4], [0, 9], [5, 6]])
+
+
+@torch.no_grad()
+def test_activations_are_those_of_the_plain_model_and_logits_those_at_the_positions(
+    model: PreTrainedModel, plan: WidthPlan, ids: torch.Tensor
+) -> None:
+    plain = model(ids, output_hidden_states=True, output_attentions=True)
+    own = forward(model, plan.family, ids, POSITIONS, ALL)
+    assert own.logits is not None
+    for row, places in enumerate(POSITIONS):
+        torch.testing.assert_close(own.logits[row], plain.logits[row, places], atol=1e-5, rtol=1e-5)
+    assert own.embedding is not None
+    for mine, theirs in zip(
+        (own.embedding, *own.hidden, *own.attention), (*plain.hidden_states, *plain.attentions), strict=True
+    ):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("read", ALL)
+@torch.no_grad()
+def test_a_part_that_nobody_reads_is_empty(
+    model: PreTrainedModel, plan: WidthPlan, ids: torch.Tensor, read: Read
+) -> None:
+    own = forward(model, plan.family, ids, POSITIONS, (read,))
+    for part in ALL:
+        value = getattr(own, part)
+        assert (value is not None and len(value) > 0) == (part == read)
+    assert forward(model, plan.family, ids, POSITIONS, ()) == Activations()
+
+
+@torch.no_grad()
+def test_the_vocabulary_head_runs_at_the_positions_only(
+    model: PreTrainedModel, plan: WidthPlan, ids: torch.Tensor
+) -> None:
+    seen: list[torch.Size] = []
+
+    def record(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen.append(inputs[0].shape)
+
+    hook = model.get_submodule(plan.family.head).register_forward_pre_hook(record)
+    forward(model, plan.family, ids, POSITIONS, ("hidden", "attention", "embedding"))
+    assert seen == []
+    forward(model, plan.family, ids, POSITIONS, ALL)
+    hook.remove()
+    assert seen == [(*POSITIONS.shape, plan.full.hidden)]
+
+
+@torch.no_grad()
+def test_a_student_at_step_0_lifts_its_states_by_the_exact_identity(
+    model: PreTrainedModel, plan: WidthPlan, ids: torch.Tensor
+) -> None:
+    plain = forward(model, plan.family, ids, POSITIONS, ALL)
+    own = Student(model, plan.family, ALL, teacher_hidden=plan.full.hidden)(ids, POSITIONS)
+    assert plain.embedding is not None
+    for mine, theirs in zip((own.embedding, *own.hidden), (plain.embedding, *plain.hidden), strict=True):
+        assert torch.equal(mine, theirs)
+    wider = Student(model, plan.family, ALL, teacher_hidden=plan.full.hidden + 7)(ids, POSITIONS)
+    assert torch.equal(wider.embedding[..., :-7], plain.embedding)
+    assert not wider.embedding[..., -7:].any()
+
+
+@torch.no_grad()
+def test_a_student_has_projections_only_for_what_is_read_and_asks_for_less_in_an_evaluation(
+    model: PreTrainedModel, plan: WidthPlan, ids: torch.Tensor
+) -> None:
+    student = Student(model, plan.family, ("logits", "hidden"), teacher_hidden=plan.full.hidden)
+    assert list(student.projections) == ["hidden"]
+    only_logits = student(ids, POSITIONS, ("logits",))
+    assert only_logits.logits is not None
+    assert only_logits.hidden == ()

@@ -1,0 +1,147 @@
+"""Loading a teacher: each way its folder can be wrong has its own id and names the file; a twin is an exact copy."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM, AutoTokenizer, BertTokenizerFast, RobertaConfig
+
+from homodistil_ds.errors import HomodistilError
+from homodistil_ds.models.families import plan_for
+from homodistil_ds.models.loading import check_tokenizer, load_teacher, save_folder, stored_dtype, twin
+
+
+@pytest.fixture
+def folder(tiny_teacher: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny teacher to be damaged."""
+    return Path(shutil.copytree(tiny_teacher, tmp_path / "copy"))
+
+
+def tokenizer(pieces: int) -> BertTokenizerFast:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{n}" for n in range(pieces - 5))]
+    return BertTokenizerFast(vocab={word: place for place, word in enumerate(words)})
+
+
+def nothing_there(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def no_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def truncated(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def pickle_only(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def other_family(folder: Path) -> None:
+    RobertaConfig().save_pretrained(folder)
+
+
+def unknown_type(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "no_such_type"}))
+
+
+def one_layer_more(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+
+
+def no_head(folder: Path) -> None:
+    model = AutoModelForMaskedLM.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.bert.save_pretrained(folder)
+
+
+def too_many_pieces(folder: Path) -> None:
+    tokenizer(186).save_pretrained(folder)
+
+
+def too_few_pieces(folder: Path) -> None:
+    tokenizer(50).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("damage", "error_id", "named"),
+    [
+        (nothing_there, "DATA-TEACHER", "no such folder"),
+        (no_config, "DATA-TEACHER", "no config.json"),
+        (truncated, "DATA-CORRUPT", "model.safetensors"),
+        (pickle_only, "DATA-PICKLE", ".bin"),
+        (other_family, "CFG-FAMILY", "roberta"),
+        (unknown_type, "DATA-TEACHER", "no_such_type"),
+        (one_layer_more, "DATA-TEACHER", "bert.encoder.layer.2."),
+        (no_head, "DATA-NO-HEAD", "cls.predictions"),
+        (too_many_pieces, "DATA-TOKENIZER", "186 pieces, the model's vocabulary 185"),
+        (too_few_pieces, "DATA-TOKENIZER", "50 pieces, the model's vocabulary 185"),
+    ],
+)
+def test_a_damaged_folder_is_refused_with_its_own_id(
+    folder: Path, damage: Callable[[Path], None], error_id: str, named: str
+) -> None:
+    damage(folder)
+    with pytest.raises(HomodistilError) as caught:
+        load_teacher(str(folder))
+    assert caught.value.error_id == error_id
+    assert named in caught.value.what
+    assert str(folder) in caught.value.what or error_id == "CFG-FAMILY"
+
+
+def test_an_undamaged_folder_loads_in_eval_mode_and_float32(folder: Path) -> None:
+    model, words = load_teacher(str(folder))
+    assert not model.training
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert len(words) == model.config.vocab_size
+
+
+def test_a_missing_head_starts_as_the_identity_if_it_may_be_missing(folder: Path) -> None:
+    no_head(folder)
+    model, _ = load_teacher(str(folder), head_may_be_missing=True)
+    states = torch.randn(3, model.config.hidden_size)
+    assert torch.equal(model.cls.predictions.transform.dense(states), states)
+    assert not model.get_output_embeddings().bias.any()
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def test_the_vocabulary_may_be_padded_by_less_than_128_rows() -> None:
+    words = tokenizer(100)
+    for size in (100, 101, 227):
+        check_tokenizer(words, size, "teacher")
+    for size in (99, 228):
+        with pytest.raises(HomodistilError):
+            check_tokenizer(words, size, "teacher")
+
+
+def test_a_twin_in_training_mode_has_the_teachers_logits_to_the_bit_and_shares_no_memory(tiny_teacher: Path) -> None:
+    teacher, _ = load_teacher(str(tiny_teacher))
+    student = twin(teacher, plan_for(teacher.config))
+    ids = torch.randint(0, teacher.config.vocab_size, (2, 16), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = teacher(ids).logits
+        assert student.training
+        assert torch.equal(student(ids).logits, before)
+        for parameter in student.parameters():
+            parameter.zero_()
+        assert torch.equal(teacher(ids).logits, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_saved_folder_keeps_its_number_format_and_the_model_its_own(
+    tiny_teacher: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    teacher, words = load_teacher(str(tiny_teacher))
+    save_folder(teacher, words, tmp_path / "saved", dtype, pruning=None)
+    assert stored_dtype(str(tmp_path / "saved"), "auto") is dtype
+    assert stored_dtype(str(tmp_path / "saved"), "float32") is torch.float32
+    assert AutoModelForMaskedLM.from_pretrained(tmp_path / "saved").dtype is dtype
+    assert {parameter.dtype for parameter in teacher.parameters()} == {torch.float32}
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved").get_vocab() == words.get_vocab()
