@@ -1,7 +1,5 @@
 """The price of one distillation step on the CPU, in ratios: our step against a plain loop, and against its bare parts.
 
-    python benchmarks/kd_step.py --output results.json
-
 Plain PyTorch in one process, random weights, random tokens: no pruning, no cut, no data and no DeepSpeed is measured.
 Arms take turns, step by step. A ratio is taken inside a block; the table has the median and the quartiles over blocks.
 """
@@ -10,12 +8,11 @@ from __future__ import annotations
 
 import json
 import platform
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -28,16 +25,11 @@ from homodistil_ds.config import LossConfig
 from homodistil_ds.data.corpus import Batch, Masking, masked_batch
 from homodistil_ds.distillation.losses import Inputs
 from homodistil_ds.distillation.objective import Objective
-from homodistil_ds.models import norms
-from homodistil_ds.models.families import plan_for, target_widths
+from homodistil_ds.models import families, loading, norms
 from homodistil_ds.models.forward import Read, Student, forward
-from homodistil_ds.models.loading import twin, without_dropout
 from homodistil_ds.pruning.masks import Masks
 
 NOISE_LIMIT = 0.05  # coefficient of variation of an arm's steps above which its block is flagged
-GRADIENT_LIMIT = 1e-4
-LOGITS: frozenset[Read] = frozenset({"logits"})
-READS: tuple[Read, ...] = ("logits", "hidden", "attention", "embedding")
 RATIOS = (  # title, arm over arm, goal
     ("C3 plain loop / our step", "plain", "all", ">= 1.3"),
     ("C4 + kl / bare, both sdpa", "kl", "bare", "1.01-1.02"),
@@ -52,32 +44,27 @@ RATIOS = (  # title, arm over arm, goal
 class Options:
     """Shape of teacher and student, and how long to measure; by default about four minutes on an idle core."""
 
-    layers: int = 6
     hidden: int = 384
+    layers: int = 6
     heads: int = 12
     ffn: int = 1536
     vocab: int = 10083
     batch: int = 16
     length: int = 128
     blocks: int = 5
-    steps: int = 2  # of every arm in a block; one of each before the first block warms up
+    steps: int = 2  # of every arm in a block, at least 2; one of each before the first block warms up
     dtype: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast in every arm
     threads: int = 1
     output: Path | None = None  # JSON file for every step's times
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setup:
-    """A teacher, what is trained, its optimizer, and per layer the student's kept heads (equal to the teacher's)."""
+class Setup(NamedTuple):
+    """A teacher, what is trained, its optimizer, and the kept heads of each layer."""
 
     teacher: BertForMaskedLM
     student: Student
     optimizer: torch.optim.Optimizer
     heads: list[torch.Tensor]
-
-    def attend_by(self, implementation: str) -> None:
-        for model in (self.teacher, self.student.model):
-            model.set_attn_implementation(implementation)
 
 
 Loss = Callable[[Setup, Batch], torch.Tensor]
@@ -87,36 +74,34 @@ Arm = tuple[Setup, Loss, str]  # the last is the attention implementation
 def new_setup(options: Options, masked: bool) -> Setup:
     """A random teacher and a student near it; if `masked`, half of its hidden, ffn and heads are zero."""
     torch.manual_seed(0)
-    sizes = {"vocab_size": options.vocab, "hidden_size": options.hidden, "num_hidden_layers": options.layers}
-    sizes |= {"num_attention_heads": options.heads, "intermediate_size": options.ffn}
-    config = BertConfig(**sizes, max_position_embeddings=max(512, options.length))
-    plan = plan_for(config)
-    teacher = without_dropout(BertForMaskedLM(config)).eval().requires_grad_(False)
-    student = Student(twin(teacher, plan).requires_grad_(True), plan.family, READS, options.hidden)
+    config = BertConfig(vocab_size=options.vocab, hidden_size=options.hidden, intermediate_size=options.ffn)
+    config.num_hidden_layers, config.num_attention_heads = options.layers, options.heads
+    config.max_position_embeddings = max(512, options.length)
+    plan = families.plan_for(config)
+    teacher = BertForMaskedLM._from_config(config, attn_implementation="eager").eval()
+    student = Student(loading.twin(teacher, plan), plan.family, get_args(Read), options.hidden)
     masks = Masks(plan)
     with torch.no_grad():
         for parameter in student.parameters():  # or every distance to the teacher, and its gradient, would be zero
             parameter.add_(torch.randn_like(parameter), alpha=0.02)
         if masked:
-            half = target_widths(plan, options.hidden // 2, options.ffn // 2, options.heads // 2)
+            half = families.target_widths(plan, options.hidden // 2, options.ffn // 2, options.heads // 2)
             masks.narrow({group: torch.rand(size) for group, size in plan.groups().items()}, half)
             masks.apply((), student.named_parameters())
             norms.keep(student, masks.kept["hidden"])
-    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4, fused=True)
-    return Setup(teacher=teacher, student=student, optimizer=optimizer, heads=masks.head_origins())
+    return Setup(teacher, student, torch.optim.AdamW(student.parameters(), lr=1e-4, fused=True), masks.head_origins())
 
 
 def ours(**weights: float) -> Loss:
-    """The package's step: both models compute what some loss reads, and the teacher its logits in any case."""
+    """The package's step: both models compute what the student's losses read."""
     objective = Objective(LossConfig(**weights), with_teacher=True)
 
     def loss(setup: Setup, batch: Batch) -> torch.Tensor:
-        places = batch.input_ids, batch.positions
+        inputs = batch.input_ids, batch.positions, objective.student_reads()
         with torch.no_grad():
-            shown = forward(setup.teacher, setup.student.family, *places, objective.teacher_reads() | LOGITS)
-        own = setup.student(*places, objective.student_reads())
-        heads = {"student_heads": setup.heads, "head_origins": setup.heads}
-        return objective(Inputs(student=own, teacher=shown, labels=batch.labels, **heads))[0]
+            shown = forward(setup.teacher, setup.student.family, *inputs)
+        heads: dict[str, Any] = {"student_heads": setup.heads, "head_origins": setup.heads}
+        return objective(Inputs(student=setup.student(*inputs), teacher=shown, labels=batch.labels, **heads))[0]
 
     return loss
 
@@ -128,35 +113,28 @@ def plain(setup: Setup, batch: Batch) -> torch.Tensor:
     with torch.no_grad():
         shown = setup.teacher(batch.input_ids, **wanted)
     own = setup.student.model(batch.input_ids, **wanted)
-    lift, masked = setup.student.projections, labels != -100
-    student = F.log_softmax(own.logits[masked].float(), dim=-1)
-    teacher = F.softmax(shown.logits[masked].float(), dim=-1)
-    total = own.loss + F.kl_div(student, teacher, reduction="batchmean")
-    names = ["embedding", *["hidden"] * len(own.attentions)]
-    for name, mine, other in zip(names, own.hidden_states, shown.hidden_states, strict=True):
-        total = total + F.mse_loss(lift[name](mine).float(), other.float())
-    for mine, other in zip(own.attentions, shown.attentions, strict=True):
+    mine, other = (F.log_softmax(logits[labels != -100].float(), dim=-1) for logits in (own.logits, shown.logits))
+    total = own.loss + F.kl_div(mine, other.exp(), reduction="batchmean")
+    lift, (embedding, *hidden) = setup.student.projections, own.hidden_states
+    states = [lift["embedding"](embedding), *map(lift["hidden"], hidden), *own.attentions]
+    for mine, other in zip(states, [*shown.hidden_states, *shown.attentions], strict=True):
         total = total + F.mse_loss(mine.float(), other.float())
     return total
 
 
 def gradient_difference(setup: Setup, batch: Batch) -> tuple[float, str]:
-    """The largest relative difference, by tensor norm, of the student's gradients between both loops, and where.
-
-    A norm counts as at least 1e-5 of all: key biases have no gradient (a softmax ignores them), only its rounding.
-    """
-    setup.attend_by("eager")
+    """The largest relative difference, by tensor norm, of the student's gradients between both loops, and where."""
     names, parameters = zip(*setup.student.named_parameters(), strict=True)
     own, other = (torch.autograd.grad(loss(setup, batch), parameters) for loss in (ours(), plain))
-    floor = 1e-5 * torch.stack([gradient.norm() for gradient in other]).norm()
+    floor = 1e-5 * torch.stack([gradient.norm() for gradient in other]).norm()  # key biases have only rounding errors
     differences = [float((a - b).norm() / torch.maximum(b.norm(), floor)) for a, b in zip(own, other, strict=True)]
     return max(zip(differences, names, strict=True))
 
 
-def step(arm: Arm, batch: Batch, dtype: str) -> tuple[float, float]:
+def step(setup: Setup, loss: Loss, attention: str, batch: Batch, dtype: str) -> tuple[float, float]:
     """Wall and process CPU seconds of one optimizer step."""
-    setup, loss, attention = arm
-    setup.attend_by(attention)
+    for model in (setup.teacher, setup.student.model):
+        model.set_attn_implementation(attention)
     wall, cpu = time.perf_counter(), time.process_time()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bf16"):
         total = loss(setup, batch)
@@ -174,10 +152,12 @@ def show(seconds: dict[str, np.ndarray]) -> list[dict[str, Any]]:
         wall, cpu = (np.median(seconds[over], axis=1) / np.median(seconds[under], axis=1)).T
         low, ratio, high = np.quantile(wall, [0.25, 0.5, 0.75]).tolist()
         pair = np.stack([seconds[over], seconds[under]])[..., 0]
-        noisy = (pair.std(-1, ddof=1) > NOISE_LIMIT * pair.mean(-1)).any(0).nonzero()[0].tolist()
-        row = {"title": title, "ratio": ratio, "quartiles": [low, high], "cpu": float(np.median(cpu)), "goal": goal}
-        rows.append({**row, "noisy_blocks": noisy})
-        print(f"{title:40} {ratio:.3f}  {low:.3f}-{high:.3f}  {row['cpu']:.3f}  {goal:9}  {len(noisy)} of {len(wall)}")
+        noisy = (pair.std(-1, ddof=1) > NOISE_LIMIT * pair.mean(-1)).any(0).tolist()
+        row = {"ratio": ratio, "quartiles": [low, high], "cpu_ratio": float(np.median(cpu)), "noisy": noisy}
+        rows.append({"title": title, "goal": goal, **row})
+        print(
+            f"{title:40} {ratio:.3f}  {low:.3f}-{high:.3f}  {np.median(cpu):.3f}  {goal:9}  {sum(noisy)} of {len(wall)}"
+        )
     times = {name: float(np.median(own[..., 1])) for name, own in seconds.items()}
     print("CPU seconds of a step: " + ", ".join(f"{name} {value:.3f}" for name, value in times.items()))
     maps, eager = times["all"] - times["hidden"], times["kl_eager"] - times["kl"]
@@ -185,17 +165,17 @@ def show(seconds: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     return rows
 
 
-def main(options: Options) -> int:
-    """Check that both loops have the same gradients, time the arms, print, write. Returns the exit code."""
+def main(options: Options) -> None:
+    """Check that both loops have the same gradients, time the arms, print, write."""
     torch.set_num_threads(options.threads)
-    masking = Masking(4, options.vocab, tuple(range(5)), 0.15)
+    masking = Masking(mask_id=4, vocabulary_size=options.vocab, special_ids=tuple(range(5)), probability=0.15)
     tokens = np.random.default_rng(0).integers(5, options.vocab, (options.steps, options.batch, options.length))
-    batches = [masked_batch(rows, np.arange(options.batch), masking, seed) for seed, rows in enumerate(tokens)]
+    batches = [masked_batch(rows, np.arange(options.batch), masking, seed=0) for rows in tokens]
     full, half = new_setup(options, masked=False), new_setup(options, masked=True)
     difference, where = gradient_difference(full, batches[0])
     print(f"Gradients of both loops in fp32: largest relative difference {difference:.1e} ({where}).", flush=True)
-    if not difference < GRADIENT_LIMIT:
-        return 1
+    if not difference < 1e-4:
+        raise SystemExit(1)
     arms: dict[str, Arm] = {
         "plain": (full, plain, "eager"),
         "all": (full, ours(), "eager"),
@@ -205,26 +185,18 @@ def main(options: Options) -> int:
         "hidden": (full, ours(attention=0, embedding=0), "sdpa"),
         "masked": (half, ours(), "eager"),
     }
-    for arm in arms.values():
-        step(arm, batches[0], options.dtype)
-    blocks = [
-        [{name: step(arm, batch, options.dtype) for name, arm in arms.items()} for batch in batches]
-        for _ in range(options.blocks)
-    ]
-    seconds = {name: np.array([[taken[name] for taken in rounds] for rounds in blocks]) for name in arms}
+    seconds = {name: np.empty((options.blocks, options.steps, 2)) for name in arms}
+    for block, turn in [(0, 0), *np.ndindex(options.blocks, options.steps)]:  # the first warms up: overwritten
+        for name, arm in arms.items():
+            seconds[name][block, turn] = step(*arm, batches[turn], options.dtype)
     rows = show(seconds)
     if options.output:
         versions = {module.__name__: module.__version__ for module in (torch, transformers, np)}
-        record = {
-            "options": asdict(options),
-            "versions": {"platform": platform.platform(), "python": platform.python_version(), **versions},
-            "gradient_difference": difference,
-            "ratios": rows,
-            "seconds": {name: own.tolist() for name, own in seconds.items()},
-        }
+        versions |= {"python": platform.python_version(), "platform": platform.platform()}
+        record = {"options": asdict(options), "versions": versions, "gradient_difference": difference, "ratios": rows}
+        record["seconds"] = {name: own.tolist() for name, own in seconds.items()}
         options.output.write_text(json.dumps(record, default=str) + "\n", encoding="utf-8")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options)))
+    main(tyro.cli(Options))

@@ -36,7 +36,9 @@ def target_widths(plan: WidthPlan, hidden: int | None, ffn: int | None, heads: i
     hidden size that the heads do not divide or that would need larger heads than the teacher has.
     """
     full = plan.full
-    hidden, ffn, heads = hidden or full.hidden, ffn or full.ffn, heads or full.heads
+    hidden = full.hidden if hidden is None else hidden
+    ffn = full.ffn if ffn is None else ffn
+    heads = full.heads if heads is None else heads
     for flag, value, limit in (
         ("hidden_size", hidden, full.hidden),
         ("intermediate_size", ffn, full.ffn),

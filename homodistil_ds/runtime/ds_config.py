@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,11 @@ def read(path: Path) -> dict[str, Any]:
             raise HomodistilError(
                 "CFG-UNKNOWN-KEY", f"{path}: unknown DeepSpeed key '{key}'", did_you_mean(key, KNOWN_KEYS)
             )
+    for key in ("zero_optimization", "bf16", "bfloat16", "fp16", "torch_autocast"):
+        if not isinstance(values.get(key, {}), dict):
+            raise HomodistilError(
+                "CFG-TYPE", f"{path}: '{key}' is {values[key]!r}", f'Use an object, such as {{"{key}": {{...}}}}.'
+            )
     if zero_stage(values) == 0 and precision(values) in ("bf16", "fp16"):
         raise HomodistilError(
             "CFG-PRECISION",
@@ -94,35 +100,48 @@ def with_batch_sizes(values: dict[str, Any], global_batch: int, world_size: int)
     A micro batch larger than a rank's share is lowered to it; otherwise the share must be a whole number of micro
     batches. Raises HomodistilError with the nearest global batches that fit.
     """
-    if values.get("train_batch_size", global_batch) != global_batch:
+    sizes = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    for key in sizes:
+        if key in values and (type(values[key]) is not int or values[key] < 1):
+            raise HomodistilError(
+                "CFG-BATCH",
+                f"{key} in the DeepSpeed configuration is {values[key]!r}",
+                "Use a whole number, or leave it out.",
+            )
+    asked_micro = values.get("train_micro_batch_size_per_gpu")
+    split = _split(global_batch, world_size, asked_micro)
+    if split is None:
+        nearest = ", ".join(map(str, _nearest(global_batch, world_size, asked_micro)))
         raise HomodistilError(
             "CFG-BATCH",
-            f"train_batch_size {values['train_batch_size']} in the DeepSpeed configuration, "
-            f"--global_batch_size {global_batch}",
-            "Leave train_batch_size out of the file: it is derived from --global_batch_size.",
+            f"--global_batch_size {global_batch} is not micro batch {asked_micro or 1} x {world_size} ranks x a whole "
+            "number",
+            f"Nearest that fit: {nearest}; or change train_micro_batch_size_per_gpu.",
         )
-    micro = int(values.get("train_micro_batch_size_per_gpu", max(1, global_batch // world_size)))
-    micro = max(1, min(micro, global_batch // world_size))
-    accumulation, left_over = divmod(global_batch, micro * world_size)
-    asked = values.get("gradient_accumulation_steps", accumulation)
-    if left_over or accumulation == 0:
-        unit = micro * world_size
-        nearest = sorted({max(unit, global_batch // unit * unit), (global_batch // unit + 1) * unit})
-        raise HomodistilError(
-            "CFG-BATCH",
-            f"--global_batch_size {global_batch} is not micro batch {micro} x {world_size} ranks x a whole number",
-            f"Nearest that fit: {', '.join(map(str, nearest))}; or change train_micro_batch_size_per_gpu.",
-        )
-    if asked != accumulation:
-        raise HomodistilError(
-            "CFG-BATCH",
-            f"gradient_accumulation_steps {asked} in the DeepSpeed configuration, but --global_batch_size "
-            f"{global_batch} over {world_size} ranks with micro batch {micro} needs {accumulation}",
-            "Leave gradient_accumulation_steps out of the file: it is derived.",
-        )
-    return values | {
-        "train_batch_size": global_batch,
-        "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": accumulation,
-        "steps_per_print": values.get("steps_per_print", 10**9),
-    }
+    derived = dict(zip(sizes, (global_batch, *split), strict=True))
+    for key in ("train_batch_size", "gradient_accumulation_steps"):
+        if values.get(key, derived[key]) != derived[key]:
+            raise HomodistilError(
+                "CFG-BATCH",
+                f"{key} {values[key]} in the DeepSpeed configuration, but --global_batch_size {global_batch} over "
+                f"{world_size} ranks with micro batch {split[0]} makes it {derived[key]}",
+                f"Leave {key} out of the file: it is derived.",
+            )
+    return {"steps_per_print": 10**9, **values, **derived}
+
+
+def _split(global_batch: int, world_size: int, micro: int | None) -> tuple[int, int] | None:
+    """Micro batch per rank and accumulation steps of a global batch; None if it does not divide."""
+    share, left_over = divmod(global_batch, world_size)
+    micro = min(micro or share, share)
+    return None if left_over or share == 0 or share % micro else (micro, share // micro)
+
+
+def _nearest(global_batch: int, world_size: int, micro: int | None) -> list[int]:
+    """The one or two global batches nearest to the given one that divide."""
+    for distance in itertools.count(1):
+        around = (global_batch - distance, global_batch + distance)
+        fitting = [size for size in around if size > 0 and _split(size, world_size, micro)]
+        if fitting:
+            return fitting
+    raise AssertionError("every multiple of ranks x micro batch divides")

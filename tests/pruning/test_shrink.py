@@ -47,9 +47,7 @@ def pruned(tiny_teacher: Path) -> Pruned:
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
         masks.apply([], student.named_parameters())
     norms.keep(student, masks.kept["hidden"])
-    return Pruned(
-        teacher=teacher, tokenizer=tokenizer, plan=plan, objective=objective, student=student, masks=masks
-    )
+    return Pruned(teacher=teacher, tokenizer=tokenizer, plan=plan, objective=objective, student=student, masks=masks)
 
 
 @pytest.fixture(scope="module")

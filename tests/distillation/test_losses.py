@@ -1,0 +1,181 @@
+"""Every loss against its formula (H8, H10-H13) written out with loops in float64."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from homodistil_ds.distillation.losses import LOSSES, Inputs
+from homodistil_ds.models.forward import Activations
+
+ROWS, LENGTH, PREDICTED, VOCABULARY, HIDDEN, HEADS, LAYERS = 4, 5, 3, 7, 6, 4, 2
+TAU = 1.7
+KEPT = [torch.tensor([0, 2, 3]), torch.tensor([1, 2, 3])]
+DISTANCES = [name for name, term in LOSSES.items() if term.needs_teacher]
+
+
+def activations(seed: int) -> Activations:
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    return Activations(
+        logits=3 * normal(ROWS, PREDICTED, VOCABULARY),
+        hidden=tuple(normal(ROWS, LENGTH, HIDDEN) for _ in range(LAYERS)),
+        attention=tuple(normal(ROWS, HEADS, LENGTH, LENGTH).softmax(-1) for _ in range(LAYERS)),
+        embedding=normal(ROWS, LENGTH, HIDDEN),
+    )
+
+
+LABELS = torch.randint(0, VOCABULARY, (ROWS, PREDICTED), generator=torch.Generator().manual_seed(9))
+INPUTS = Inputs(
+    student=activations(1),
+    teacher=activations(2),
+    labels=LABELS,
+    temperature=TAU,
+    student_heads=KEPT,
+    head_origins=KEPT,
+)
+
+
+def probabilities(logits: list[float], tau: float) -> list[float]:
+    total = math.fsum(math.exp(z / tau) for z in logits)
+    return [math.exp(z / tau) / total for z in logits]
+
+
+def mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def logits_of(part: Activations) -> list[list[float]]:
+    assert part.logits is not None
+    return part.logits.double().flatten(0, 1).tolist()
+
+
+def mlm(inputs: Inputs) -> float:
+    rows = zip(logits_of(inputs.student), inputs.labels.flatten().tolist(), strict=True)
+    return mean([-math.log(probabilities(logits, 1.0)[label]) for logits, label in rows])
+
+
+def kl(inputs: Inputs) -> float:
+    divergences = []
+    for own, shown in zip(logits_of(inputs.student), logits_of(inputs.teacher), strict=True):
+        pairs = zip(probabilities(shown, TAU), probabilities(own, TAU), strict=True)
+        divergences.append(math.fsum(p * math.log(p / q) for p, q in pairs))
+    return TAU**2 * mean(divergences)
+
+
+def mean_square(own: torch.Tensor, shown: torch.Tensor) -> float:
+    pairs = zip(own.double().flatten().tolist(), shown.double().flatten().tolist(), strict=True)
+    return mean([(a - b) ** 2 for a, b in pairs])
+
+
+def hidden(inputs: Inputs) -> float:
+    pairs = zip(inputs.student.hidden, inputs.teacher.hidden, strict=True)
+    return math.fsum(mean_square(own, shown) for own, shown in pairs)
+
+
+def attention(inputs: Inputs) -> float:
+    total = 0.0
+    for layer in range(LAYERS):
+        heads = zip(inputs.student_heads[layer].tolist(), inputs.head_origins[layer].tolist(), strict=True)
+        own, shown = inputs.student.attention[layer], inputs.teacher.attention[layer]
+        total += mean([mean_square(own[:, head], shown[:, origin]) for head, origin in heads])
+    return total
+
+
+def embedding(inputs: Inputs) -> float:
+    assert inputs.student.embedding is not None
+    assert inputs.teacher.embedding is not None
+    return mean_square(inputs.student.embedding, inputs.teacher.embedding)
+
+
+NAIVE: dict[str, Callable[[Inputs], float]] = {
+    "mlm": mlm,
+    "kl": kl,
+    "hidden": hidden,
+    "attention": attention,
+    "embedding": embedding,
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_is_its_formula(name: str) -> None:
+    assert float(LOSSES[name].function(INPUTS)) == pytest.approx(NAIVE[name](INPUTS), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", DISTANCES)
+def test_a_distance_is_exactly_zero_from_the_teacher_to_itself_and_positive_elsewhere(name: str) -> None:
+    assert float(LOSSES[name].function(replace(INPUTS, student=INPUTS.teacher))) == 0.0
+    assert float(LOSSES[name].function(INPUTS)) > 0.0
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_mean_over_two_equal_micro_batches_is_the_whole(name: str) -> None:
+    def part(whole: Activations, rows: slice) -> Activations:
+        assert whole.logits is not None
+        assert whole.embedding is not None
+        return Activations(
+            logits=whole.logits[rows],
+            hidden=tuple(state[rows] for state in whole.hidden),
+            attention=tuple(maps[rows] for maps in whole.attention),
+            embedding=whole.embedding[rows],
+        )
+
+    halves = [
+        replace(INPUTS, student=part(INPUTS.student, rows), teacher=part(INPUTS.teacher, rows), labels=LABELS[rows])
+        for rows in (slice(0, 2), slice(2, 4))
+    ]
+    function = LOSSES[name].function
+    assert float(sum(map(function, halves)) / 2) == pytest.approx(float(function(INPUTS)), rel=1e-6)
+
+
+def test_the_attention_loss_ignores_removed_heads_on_both_sides() -> None:
+    function = LOSSES["attention"].function
+    before = function(INPUTS)
+
+    def disturbed(part: Activations, layer: int, head: int) -> Activations:
+        maps = [tensor.clone() for tensor in part.attention]
+        maps[layer][:, head] += 1.0
+        return replace(part, attention=tuple(maps))
+
+    for layer, kept in enumerate(KEPT):
+        for head in range(HEADS):
+            for side in ("student", "teacher"):
+                changed = function(replace(INPUTS, **{side: disturbed(getattr(INPUTS, side), layer, head)}))
+                assert torch.equal(changed, before) == (head not in kept.tolist()), (layer, head, side)
+
+
+def test_a_cut_student_with_fewer_maps_has_the_attention_loss_of_the_masked_one() -> None:
+    maps = tuple(maps[:, heads] for maps, heads in zip(INPUTS.student.attention, KEPT, strict=True))
+    narrow = replace(
+        INPUTS,
+        student=replace(INPUTS.student, attention=maps),
+        student_heads=[torch.arange(len(heads)) for heads in KEPT],
+    )
+    assert torch.equal(LOSSES["attention"].function(narrow), LOSSES["attention"].function(INPUTS))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_low_precision_activations_are_compared_in_float32(name: str) -> None:
+    def rounded(part: Activations, dtype: torch.dtype) -> Activations:
+        assert part.logits is not None
+        assert part.embedding is not None
+        return Activations(
+            logits=part.logits.bfloat16().to(dtype),
+            hidden=tuple(state.bfloat16().to(dtype) for state in part.hidden),
+            attention=tuple(maps.bfloat16().to(dtype) for maps in part.attention),
+            embedding=part.embedding.bfloat16().to(dtype),
+        )
+
+    losses = [
+        LOSSES[name].function(
+            replace(INPUTS, student=rounded(INPUTS.student, dtype), teacher=rounded(INPUTS.teacher, dtype))
+        )
+        for dtype in (torch.bfloat16, torch.float32)
+    ]
+    assert losses[0].dtype is torch.float32
+    assert torch.equal(*losses)
