@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
         # Only now: torch, transformers and DeepSpeed take seconds to import, --help should not.
         methods = importlib.import_module("homodistil_ds.methods")
         shown = [argument for argument in arguments if not argument.startswith("--local_rank")]
-        methods.run(config, machine, shlex.join(["deepspeed", "homodistil_ds/train.py", *shown]))
+        methods.run_method(config, machine, shlex.join(["deepspeed", "homodistil_ds/train.py", *shown]))
     except HomodistilError as error:
         if debug:
             traceback.print_exc()

@@ -1,6 +1,6 @@
 """Print the parameters of the presets' students, from the width table alone; nothing is downloaded or built.
 
-    python tools/count.py                      # every HomoBERT preset, from BERT-base
+python tools/count.py                      # every HomoBERT preset, from BERT-base
 """
 
 from transformers import BertConfig

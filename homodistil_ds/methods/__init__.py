@@ -14,14 +14,16 @@ from homodistil_ds.config import RunConfig
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found no accelerator
 
-from homodistil_ds.methods.homodistil import homodistil
-from homodistil_ds.methods.pretrain import pretrain
+from homodistil_ds.methods import homodistil, pretrain
 from homodistil_ds.runtime import engine, ranks
 
-METHODS: dict[str, Callable[[RunConfig, dict[str, Any], str], None]] = {"homodistil": homodistil, "pretrain": pretrain}
+METHODS: dict[str, Callable[[RunConfig, dict[str, Any], str], None]] = {
+    "homodistil": homodistil.run,
+    "pretrain": pretrain.run,
+}
 
 
-def run(config: RunConfig, machine: dict[str, Any], command: str) -> None:
+def run_method(config: RunConfig, machine: dict[str, Any], command: str) -> None:
     """Run the configured method on every rank of this launch; `machine` is the DeepSpeed configuration."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -10,7 +10,7 @@ from homodistil_ds.config import RunConfig
 from homodistil_ds.distillation.objective import Objective
 from homodistil_ds.methods.finish import finish
 from homodistil_ds.methods.setting import Setting, prepare_setting
-from homodistil_ds.models.forward import Student
+from homodistil_ds.models.forward import Student, choose_attention
 from homodistil_ds.models.loading import empty_model, twin, without_dropout
 from homodistil_ds.pruning.pruner import Pruner
 from homodistil_ds.pruning.schedule import WidthSchedule
@@ -18,13 +18,14 @@ from homodistil_ds.runtime import checkpoint, engine, ranks
 from homodistil_ds.stage import Stage
 
 
-def homodistil(config: RunConfig, machine: dict[str, Any], command: str) -> None:
+def run(config: RunConfig, machine: dict[str, Any], command: str) -> None:
     """Prune and distil down to the target widths by `pruning.end`, distil on to the end, save a plain student."""
     setting = prepare_setting(config, machine, command, head_may_be_missing=False)
     objective = Objective(config.loss, with_teacher=True)
     plan = setting.plan
     teacher = without_dropout(setting.source).eval().requires_grad_(False)
     random_start = config.student.init == "random"
+    choose_attention(teacher, objective.teacher_reads())
     torch.manual_seed(config.seed)
     model = empty_model(teacher, plan, setting.target) if random_start else twin(teacher, plan)
     model.requires_grad_(True)

@@ -14,7 +14,7 @@ from homodistil_ds.runtime import checkpoint, engine
 from homodistil_ds.stage import Stage
 
 
-def pretrain(config: RunConfig, machine: dict[str, Any], command: str) -> None:
+def run(config: RunConfig, machine: dict[str, Any], command: str) -> None:
     """Train the model named by --teacher on the corpus; a missing vocabulary head starts as the identity."""
     setting = prepare_setting(config, machine, command, head_may_be_missing=True)
     objective = Objective(config.loss, with_teacher=False)

@@ -58,6 +58,11 @@ def forward(
     )
 
 
+def choose_attention(model: PreTrainedModel, reads: Collection[Read]) -> None:
+    """Eager attention where a loss reads the maps, which no fused kernel returns; else the fused one."""
+    model.set_attn_implementation("eager" if "attention" in reads else "sdpa")
+
+
 class Student(nn.Module):
     """What is trained: a Hugging Face model, and the projections that lift its states to the teacher's width.
 
@@ -70,6 +75,7 @@ class Student(nn.Module):
         self.model = model
         self.family = family
         self.reads = frozenset(reads)
+        choose_attention(model, self.reads)
         hidden = model.config.hidden_size
         self.projections = nn.ModuleDict()
         for name in ("hidden", "embedding"):

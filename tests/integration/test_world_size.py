@@ -19,7 +19,9 @@ def kept(run_dir: Path) -> dict[str, list[int]]:
 
 def test_one_and_two_ranks_keep_the_same_neurons(one_rank: Path, two_ranks: Path) -> None:
     """At least 99 % of all neurons share one fate."""
-    sizes = {"hidden": 32} | {f"{axis}.{k}": size for k in (0, 1) for axis, size in (("ffn", 64), ("qk", 32), ("vo", 32))}
+    sizes = {"hidden": 32} | {
+        f"{axis}.{k}": size for k in (0, 1) for axis, size in (("ffn", 64), ("qk", 32), ("vo", 32))
+    }
     first, second = kept(one_rank), kept(two_ranks)
     assert first.keys() == second.keys() == sizes.keys()
     differing = sum(len(set(first[group]) ^ set(second[group])) for group in sizes)

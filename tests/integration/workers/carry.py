@@ -67,8 +67,7 @@ def cut_state(state: TrainingState, plan: WidthPlan, kept: Mapping[str, torch.Te
     return TrainingState(
         masters={name: cut_tensor(tensor, dims[name], kept) for name, tensor in state.masters.items()},
         moments={
-            name: tuple(cut_tensor(moment, dims[name], kept) for moment in both)
-            for name, both in state.moments.items()
+            name: tuple(cut_tensor(moment, dims[name], kept) for moment in both) for name, both in state.moments.items()
         },
         adam_step=state.adam_step,
         counters=state.counters,
