@@ -27,7 +27,8 @@ from homodistil_ds.models.loading import folder_of
 from homodistil_ds.models.width import WidthPlan, Widths
 from homodistil_ds.pruning.schedule import WidthSchedule
 
-TRAIN = Path(__file__).resolve().parent.parent / "homodistil_ds" / "train.py"
+ROOT = Path(__file__).resolve().parent.parent
+TRAIN = ROOT / "homodistil_ds" / "train.py"
 SCORED_BEFORE_ONE_SHOT = 8  # steps, at the low learning rate of the warm-up
 PREDICTED = 0.15
 DEFAULT = {"learning_rate": 1e-3, "pruning.end": 0.7, "pruning.interval": 5, "pruning.beta": 0.85}
@@ -66,7 +67,7 @@ def main() -> None:
     flags.add_argument("--batch", type=int, default=16, help="sequences of 128 tokens per step")
     flags.add_argument("--map", action="store_true", help="vary one setting at a time instead of comparing arms")
     flags.add_argument("--jobs", type=int, default=2, help="runs at a time, one process with one thread each")
-    flags.add_argument("--deepspeed_config", default="ds_configs/zero2.json")
+    flags.add_argument("--deepspeed_config", default=str(ROOT / "ds_configs" / "zero2.json"))
     given = flags.parse_args()
     plan = plan_for(AutoConfig.from_pretrained(folder_of(given.teacher)))
     wanted = map_runs(given) if given.map else arm_runs(given, plan)
@@ -154,12 +155,13 @@ def execute(run: Run, given: argparse.Namespace, plan: WidthPlan) -> None:
         "student.hidden_size": widths.hidden,
         "student.intermediate_size": widths.ffn,
         "student.num_attention_heads": widths.heads,
-        "eval_interval": max(1, run.steps // 10),
-        "held_out_sequences": 256,
+        "eval_interval": max(1, run.steps // 8),
+        "held_out_sequences": 128,
     }
     command = [sys.executable, str(TRAIN), "--deepspeed_config", given.deepspeed_config, "--corpus", *given.corpus]
     command += [part for name, value in values.items() for part in (f"--{name}", str(value))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    given.output_dir.mkdir(parents=True, exist_ok=True)
     with Path(f"{folder}.log").open("w") as output:
         subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=True)
     if not packed.exists():

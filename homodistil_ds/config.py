@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import types
 import typing
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -12,6 +13,11 @@ from typing import Any, Literal
 from homodistil_ds.errors import HomodistilError, did_you_mean
 
 BUILTIN = "builtin"  # names the embedded teacher and the corpus that every Python installation carries
+
+
+def _require(name: str, value: object, holds: bool, remedy: str) -> None:
+    if not holds:
+        raise HomodistilError("CFG-RANGE", f"{name}: {value}", remedy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +51,13 @@ class PruningConfig:
     beta: float = 0.85
     """Decay of the moving average of the scores."""
 
+    def __post_init__(self) -> None:
+        shares = f"start {self.start} and end {self.end}"
+        in_order = 0.0 <= self.start <= self.end <= 1.0
+        _require("pruning", shares, in_order, "Use 0 <= start <= end <= 1; equal values prune in one shot.")
+        _require("pruning.interval", self.interval, self.interval >= 1, "Use 1 or more.")
+        _require("pruning.beta", self.beta, 0.0 <= self.beta < 1.0, "Use 0 or more, below 1.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
@@ -57,6 +70,14 @@ class LossConfig:
     embedding: float = 1.0
     temperature: float = 1.0
     """Softmax temperature of the kl term (H10)."""
+
+    def __post_init__(self) -> None:
+        weights = {name: value for name, value in vars(self).items() if name != "temperature"}
+        for name, value in weights.items():
+            _require(f"loss.{name}", value, math.isfinite(value) and value >= 0, "Use 0 or more.")
+        _require("loss", "all weights are 0", any(weights.values()), "Give at least one term a weight above 0.")
+        tau = self.temperature
+        _require("loss.temperature", tau, math.isfinite(tau) and tau > 0, "Use a number above 0.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,23 +131,20 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
-        for name, low in (("steps", 1), ("global_batch_size", 1), ("sequence_length", 8), ("log_interval", 1)):
-            if getattr(self, name) < low:
-                raise HomodistilError("CFG-RANGE", f"{name} is {getattr(self, name)}", f"Use {low} or more.")
-        if not 0.0 <= self.pruning.start <= self.pruning.end <= 1.0:
-            raise HomodistilError(
-                "CFG-RANGE",
-                f"pruning.start {self.pruning.start} and pruning.end {self.pruning.end} are not shares in order",
-                "Use 0 <= start <= end <= 1; equal values prune in one shot.",
-            )
-        if not 0.0 < self.mask_probability < 1.0:
-            raise HomodistilError(
-                "CFG-RANGE",
-                f"mask_probability is {self.mask_probability}",
-                "Use a share between 0 and 1, such as 0.15.",
-            )
-        if self.pruning.interval < 1:
-            raise HomodistilError("CFG-RANGE", f"pruning.interval is {self.pruning.interval}", "Use 1 or more.")
+        for name, low in (
+            ("steps", 1),
+            ("global_batch_size", 1),
+            ("sequence_length", 8),
+            ("held_out_sequences", 1),
+            ("log_interval", 1),
+            ("eval_interval", 0),
+            ("save_interval", 0),
+        ):
+            _require(name, getattr(self, name), getattr(self, name) >= low, f"Use {low} or more.")
+        positive = math.isfinite(self.learning_rate) and self.learning_rate > 0
+        _require("learning_rate", self.learning_rate, positive, "Use a number above 0.")
+        inside = 0.0 < self.mask_probability < 1.0
+        _require("mask_probability", self.mask_probability, inside, "Use a share between 0 and 1, such as 0.15.")
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"

@@ -23,7 +23,8 @@ from homodistil_ds.models.families import plan_for
 from homodistil_ds.models.loading import save_folder, start_head_as_identity
 from homodistil_ds.pruning.shrink import export
 
-TRAIN = Path(__file__).resolve().parent.parent / "homodistil_ds" / "train.py"
+ROOT = Path(__file__).resolve().parent.parent
+TRAIN = ROOT / "homodistil_ds" / "train.py"
 
 
 def main() -> None:
@@ -32,16 +33,17 @@ def main() -> None:
     flags.add_argument("--corpus", nargs="+", default=[BUILTIN], help="text; the first one chooses the vocabulary")
     flags.add_argument("--output_dir", type=Path, default=Path("runs/teacher"))
     flags.add_argument("--vocabulary", type=int, default=8192, help="frequent pieces kept, besides single characters")
-    flags.add_argument("--correction_steps", type=int, default=3000)
-    flags.add_argument("--distillation_steps", type=int, default=1000)
+    flags.add_argument("--correction_steps", type=int, default=2000)
+    flags.add_argument("--distillation_steps", type=int, default=500)
     flags.add_argument("--launcher", nargs="+", default=[sys.executable], help="what runs train.py")
-    flags.add_argument("--deepspeed_config", default="ds_configs/zero2.json")
+    flags.add_argument("--deepspeed_config", type=Path, default=ROOT / "ds_configs" / "zero2.json")
     given = flags.parse_args()
 
     start, corrected, embedded = (given.output_dir / name for name in ("start", "corrected", "embedded"))
     if not start.exists():
         cut_vocabulary(given.weights, given.corpus[0], given.vocabulary, start)
-    common = [*given.launcher, str(TRAIN), "--deepspeed_config", given.deepspeed_config, "--corpus", *given.corpus]
+    common = [*given.launcher, str(TRAIN), "--deepspeed_config", str(given.deepspeed_config), "--corpus", *given.corpus]
+    common += ["--held_out_sequences", "256"]
     if not (corrected / "student").exists():
         steps = str(given.correction_steps)
         correction = ["--preset", "correct_teacher", "--teacher", str(start), "--steps", steps]
@@ -50,6 +52,7 @@ def main() -> None:
         shape = ["--student.hidden_size", "256", "--student.intermediate_size", "1024"]
         shape += ["--student.num_attention_heads", "8", "--student.dtype", "float16"]
         taught = ["--teacher", str(corrected / "student"), "--steps", str(given.distillation_steps)]
+        taught += ["--pruning.end", "0.4", "--pruning.interval", "5"]
         run([*common, *taught, *shape, "--output_dir", str(embedded)])
     print(f"teacher: {embedded / 'student'}")
 

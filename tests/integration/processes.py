@@ -18,7 +18,7 @@ SCRIPTS = Path(sys.executable).parent
 WORKERS = Path(__file__).parent / "workers"
 TRAIN = Path(__file__).resolve().parents[2] / "homodistil_ds" / "train.py"
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMPI_COMM_WORLD_RANK")
-SECONDS = 300
+SECONDS = 900  # a machine under load is slow; this only ends what hangs
 
 
 @dataclass(frozen=True)

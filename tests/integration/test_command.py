@@ -76,7 +76,8 @@ def test_copied_folder_runs_uninstalled_with_its_own_default_configuration(
     elsewhere.mkdir()
     arguments = ["--teacher", str(tiny_teacher), "--corpus", str(tiny_corpus), "--output_dir", "out", "--steps", "6"]
     arguments += ["--global_batch_size", "8", "--sequence_length", "32", "--held_out_sequences", "16"]
-    arguments += ["--student.hidden_size", "16", "--student.num_attention_heads", "2", "--pruning.interval", "1"]
+    arguments += ["--student.hidden_size", "16", "--student.intermediate_size", "24"]
+    arguments += ["--student.num_attention_heads", "2", "--pruning.interval", "1"]
     finished = run([sys.executable, str(copied / "homodistil_ds" / "train.py"), *arguments], cwd=elsewhere)
     run_dir = succeeded(finished, elsewhere / "out")
     assert f"imported {copied / 'homodistil_ds' / '__init__.py'}" in finished.out

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import deepspeed
 import torch
 from deepspeed.utils import (
     safe_get_full_fp32_param,
@@ -17,6 +16,7 @@ from tiny import by_name, link_moments
 
 from homodistil_ds.models.width import WidthPlan
 from homodistil_ds.pruning.shrink import cut_tensor
+from homodistil_ds.runtime.engine import Engine
 from homodistil_ds.runtime.shards import MOMENTS
 
 COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
@@ -33,7 +33,7 @@ class TrainingState:
     learning_rates: list[float]
 
 
-def gather(engine: deepspeed.DeepSpeedEngine) -> TrainingState:
+def gather(engine: Engine) -> TrainingState:
     """After an optimizer step; all ranks call it."""
     adam = engine.optimizer
     if engine.zero_optimization_stage() == 0:
@@ -75,7 +75,7 @@ def cut_state(state: TrainingState, plan: WidthPlan, kept: Mapping[str, torch.Te
     )
 
 
-def inject(engine: deepspeed.DeepSpeedEngine, state: TrainingState) -> None:
+def inject(engine: Engine, state: TrainingState) -> None:
     """Into an engine that has made no step yet; its forward copies and masters both take the state's weights."""
     adam = engine.optimizer
     parameters = by_name(engine)

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad, safe_get_full_optimizer_state
@@ -15,6 +14,7 @@ from tiny import GLOBAL_BATCH, Tiny, batches_of, by_name, link_moments, start
 from homodistil_ds.models.width import Widths
 from homodistil_ds.pruning.pruner import Pruner
 from homodistil_ds.runtime import ranks
+from homodistil_ds.runtime.engine import Engine
 from homodistil_ds.runtime.shards import MOMENTS, Shard, scored_shards, state_shards
 
 COLLECTIVES = ("all_reduce", "all_gather", "all_gather_into_tensor", "all_gather_object", "reduce", "reduce_scatter")
@@ -24,7 +24,7 @@ COLLECTIVES += ("reduce_scatter_tensor", "broadcast", "gather", "scatter", "all_
 class WatchedPruner(Pruner):
     """A pruner that notes, at its place in the loop, what it saw and which collectives it caused."""
 
-    def score(self, engine: deepspeed.DeepSpeedEngine, step: int) -> None:
+    def score(self, engine: Engine, step: int) -> None:
         self.weights = {name: parameter.detach().clone() for name, parameter in by_name(engine).items()}
         self.coverage = coverage(engine, scored_shards(engine))
         self.gradient_gap = gap(
@@ -58,7 +58,7 @@ class Counting:
             setattr(dist, name, original)
 
 
-def coverage(engine: deepspeed.DeepSpeedEngine, shards: Iterable[Shard]) -> list[int]:
+def coverage(engine: Engine, shards: Iterable[Shard]) -> list[int]:
     """How often any entry of any parameter appears over all ranks: the smallest and the largest count."""
     counts = {name: torch.zeros(parameter.numel()) for name, parameter in by_name(engine).items()}
     for shard in shards:
@@ -68,7 +68,7 @@ def coverage(engine: deepspeed.DeepSpeedEngine, shards: Iterable[Shard]) -> list
     return [int(flat.min()), int(flat.max())]
 
 
-def gap(engine: deepspeed.DeepSpeedEngine, found: Iterable[tuple[Shard, torch.Tensor]], gather: Any) -> float:
+def gap(engine: Engine, found: Iterable[tuple[Shard, torch.Tensor]], gather: Any) -> float:
     """Largest difference between local slices and the same slices of the gathered tensors. Collective."""
     full = {name: gather(parameter).flatten().clone() for name, parameter in by_name(engine).items()}
     largest = torch.zeros(1)
@@ -80,7 +80,7 @@ def gap(engine: deepspeed.DeepSpeedEngine, found: Iterable[tuple[Shard, torch.Te
     return float(largest)
 
 
-def state_gaps(engine: deepspeed.DeepSpeedEngine) -> dict[str, float]:
+def state_gaps(engine: Engine) -> dict[str, float]:
     link_moments(engine)
     shards = list(state_shards(engine))
     assert all(len(shard.moments) == len(MOMENTS) for shard in shards)

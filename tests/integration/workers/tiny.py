@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 from transformers import PreTrainedModel
 
@@ -17,14 +16,14 @@ from homodistil_ds.config import LossConfig, OptimizerConfig, RunConfig
 from homodistil_ds.data.batches import Batches
 from homodistil_ds.data.corpus import Order, masking_for, prepare
 from homodistil_ds.distillation.objective import Objective
-from homodistil_ds.methods import engine, ranks
 from homodistil_ds.models.families import plan_for
 from homodistil_ds.models.forward import Student
 from homodistil_ds.models.loading import load_teacher, twin, without_dropout
 from homodistil_ds.models.width import WidthPlan, Widths
 from homodistil_ds.pruning.pruner import Pruner
 from homodistil_ds.pruning.schedule import WidthSchedule
-from homodistil_ds.runtime import ds_config
+from homodistil_ds.runtime import ds_config, engine, ranks
+from homodistil_ds.runtime.engine import Engine
 from homodistil_ds.runtime.monitor import Monitor
 from homodistil_ds.stage import Stage
 
@@ -56,7 +55,9 @@ class Tiny:
         reads = self.objective.student_reads()
         return Student(model, self.plan.family, reads, teacher_hidden=self.plan.full.hidden)
 
-    def engine(self, student: Student, stage: int, accumulation: int = 1) -> deepspeed.DeepSpeedEngine:
+    def engine(
+        self, student: Student, stage: int, accumulation: int = 1, optimizer: OptimizerConfig | None = None
+    ) -> Engine:
         micro = GLOBAL_BATCH // ranks.world_size() // accumulation
         machine: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": micro,
@@ -66,11 +67,11 @@ class Tiny:
         machine = ds_config.with_batch_sizes(machine, GLOBAL_BATCH, ranks.world_size())
         assert machine["gradient_accumulation_steps"] == accumulation
         self.batches = batches_of(self.batches, micro)
-        return engine.initialize(student, OptimizerConfig(), 1e-3, machine, print)
+        return engine.initialize(student, optimizer or OptimizerConfig(), 1e-3, machine, print)
 
     def stage(
         self,
-        trained: deepspeed.DeepSpeedEngine,
+        trained: Engine,
         steps: int,
         pruner: Pruner | None = None,
         first_step: int = 1,
@@ -154,11 +155,11 @@ def batches_of(batches: Batches, micro: int, rank: int | None = None, world_size
     )
 
 
-def by_name(trained: deepspeed.DeepSpeedEngine) -> dict[str, torch.nn.Parameter]:
+def by_name(trained: Engine) -> dict[str, torch.nn.Parameter]:
     return dict(trained.module.named_parameters())
 
 
-def link_moments(trained: deepspeed.DeepSpeedEngine) -> None:
+def link_moments(trained: Engine) -> None:
     """DeepSpeed links the moments of the first parameter group only to its public functions; link them all (ZeRO 1, 2).
 
     Without it safe_get_full_optimizer_state raises on the rank that owns a parameter and hangs on the others.

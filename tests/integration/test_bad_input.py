@@ -1,0 +1,246 @@
+"""What a user can get wrong: one block that says what and what next, the family's exit code, and no run left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer, BertModel, BertTokenizerFast
+
+from homodistil_ds.command import main
+from homodistil_ds.errors import EXIT_CODES
+from integration.processes import LAUNCHER_VARIABLES, TRAIN, free_port, run, torchrun
+
+RUN_FILES = ("run_config.json", "checkpoints", "student")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A whole set of good inputs, of which each case spoils one."""
+
+    teacher: Path
+    corpus: Path
+    folder: Path
+
+    @property
+    def run_dir(self) -> Path:
+        return self.folder / "run"
+
+    def flags(self, *changed: str, machine: dict[str, Any] | str | None = None) -> list[str]:
+        """Later flags win over earlier ones; `machine` is the content of the DeepSpeed file."""
+        if not isinstance(machine, str):
+            machine = json.dumps({"train_micro_batch_size_per_gpu": 8} | (machine or {}))
+        (self.folder / "machine.json").write_text(machine, encoding="utf-8")
+        return [
+            *("--deepspeed_config", str(self.folder / "machine.json"), "--output_dir", str(self.run_dir)),
+            *("--teacher", str(self.teacher), "--corpus", str(self.corpus), "--sequence_length", "32"),
+            *("--global_batch_size", "16", "--steps", "2", "--held_out_sequences", "16"),
+            *("--student.hidden_size", "16", "--student.intermediate_size", "24", "--student.num_attention_heads", "2"),
+            *changed,
+        ]
+
+    def copied_teacher(self) -> Path:
+        return Path(shutil.copytree(self.teacher, self.folder / "teacher"))
+
+
+@pytest.fixture
+def inputs(tiny_teacher: Path, tiny_corpus: Path, tmp_path: Path) -> Inputs:
+    return Inputs(teacher=tiny_teacher, corpus=tiny_corpus, folder=tmp_path)
+
+
+def misspelt_deepspeed_key(inputs: Inputs) -> tuple[list[str], list[str]]:
+    return inputs.flags(machine={"zero_optimisation": {"stage": 2}}), ["zero_optimisation", "'zero_optimization'?"]
+
+
+def refused_deepspeed_key(inputs: Inputs) -> tuple[list[str], list[str]]:
+    return inputs.flags(machine={"optimizer": {"type": "Adam"}}), ["'optimizer'", "--learning_rate"]
+
+
+def broken_deepspeed_json(inputs: Inputs) -> tuple[list[str], list[str]]:
+    return inputs.flags(machine='{"bf16": {"enabled": true,}}'), ["machine.json", "line 1"]
+
+
+def misspelt_key_in_saved_configuration(inputs: Inputs) -> tuple[list[str], list[str]]:
+    path = inputs.folder / "saved.json"
+    path.write_text(json.dumps({"pruning": {"intervall": 5}}), encoding="utf-8")
+    return [*inputs.flags(), "--config", str(path)], ["saved.json", "intervall", "'interval'?"]
+
+
+def unknown_preset(inputs: Inputs) -> tuple[list[str], list[str]]:
+    return inputs.flags("--preset", "homobert_smal"), ["homobert_smal", "'homobert_small'?"]
+
+
+def no_steps(inputs: Inputs) -> tuple[list[str], list[str]]:
+    return inputs.flags("--steps", "0"), ["steps is 0", "1 or more"]
+
+
+def heads_that_do_not_divide(inputs: Inputs) -> tuple[list[str], list[str]]:
+    changed = ("--student.hidden_size", "17", "--student.num_attention_heads", "3")
+    return inputs.flags(*changed), ["hidden_size 17", "Nearest", "18 with 3"]
+
+
+def wider_than_the_teacher(inputs: Inputs) -> tuple[list[str], list[str]]:
+    return inputs.flags("--student.intermediate_size", "65"), ["intermediate_size 65", "1 to 64"]
+
+
+def longer_than_the_teacher(inputs: Inputs) -> tuple[list[str], list[str]]:
+    return inputs.flags("--sequence_length", "65"), ["sequence_length 65", "64"]
+
+
+def batch_that_does_not_divide(inputs: Inputs) -> tuple[list[str], list[str]]:
+    return inputs.flags("--global_batch_size", "20"), ["global_batch_size 20", "16, 24"]
+
+
+def two_global_batches(inputs: Inputs) -> tuple[list[str], list[str]]:
+    return inputs.flags(machine={"train_batch_size": 32}), ["train_batch_size 32", "--global_batch_size 16"]
+
+
+def missing_teacher(inputs: Inputs) -> tuple[list[str], list[str]]:
+    missing = inputs.folder / "nowhere"
+    return inputs.flags("--teacher", str(missing)), [str(missing)]
+
+
+def teacher_without_head(inputs: Inputs) -> tuple[list[str], list[str]]:
+    folder = inputs.copied_teacher()
+    BertModel.from_pretrained(folder).save_pretrained(folder)
+    return inputs.flags("--teacher", str(folder)), ["no masked-language-model head", "--preset correct_teacher"]
+
+
+def tokenizer_of_another_teacher(inputs: Inputs) -> tuple[list[str], list[str]]:
+    folder = inputs.copied_teacher()
+    words = AutoTokenizer.from_pretrained(folder).get_vocab()
+    more = words | {f"more{place}": len(words) + place for place in range(50)}
+    BertTokenizerFast(vocab=more).save_pretrained(folder)
+    return inputs.flags("--teacher", str(folder)), [f"{len(more)} pieces", str(len(words))]
+
+
+def truncated_weights(inputs: Inputs) -> tuple[list[str], list[str]]:
+    folder = inputs.copied_teacher()
+    path = folder / "model.safetensors"
+    os.truncate(path, path.stat().st_size // 2)
+    return inputs.flags("--teacher", str(folder)), [str(path)]
+
+
+def empty_corpus(inputs: Inputs) -> tuple[list[str], list[str]]:
+    path = inputs.folder / "empty.txt"
+    path.write_text("\n\n", encoding="utf-8")
+    return inputs.flags("--corpus", str(path)), ["no full row"]
+
+
+def corpus_in_latin1(inputs: Inputs) -> tuple[list[str], list[str]]:
+    path = inputs.folder / "latin1.txt"
+    path.write_bytes(b"ban bas bat\n" * 100 + "b\xe4n".encode("latin-1"))
+    return inputs.flags("--corpus", str(path)), [str(path), "0xe4", "1201"]
+
+
+def used_output_dir(inputs: Inputs) -> tuple[list[str], list[str]]:
+    (inputs.run_dir / "student").mkdir(parents=True)
+    return inputs.flags(), [str(inputs.run_dir), "student"]
+
+
+Case = Callable[[Inputs], tuple[list[str], list[str]]]
+CASES: dict[Case, str] = {
+    misspelt_deepspeed_key: "CFG-UNKNOWN-KEY",
+    refused_deepspeed_key: "CFG-REFUSED-KEY",
+    broken_deepspeed_json: "CFG-JSON",
+    misspelt_key_in_saved_configuration: "CFG-UNKNOWN-KEY",
+    unknown_preset: "CFG-PRESET",
+    no_steps: "CFG-RANGE",
+    heads_that_do_not_divide: "CFG-WIDTH",
+    wider_than_the_teacher: "CFG-WIDTH",
+    longer_than_the_teacher: "CFG-LENGTH",
+    batch_that_does_not_divide: "CFG-BATCH",
+    two_global_batches: "CFG-BATCH",
+    missing_teacher: "DATA-TEACHER",
+    teacher_without_head: "DATA-NO-HEAD",
+    tokenizer_of_another_teacher: "DATA-TOKENIZER",
+    truncated_weights: "DATA-CORRUPT",
+    empty_corpus: "DATA-EMPTY",
+    corpus_in_latin1: "DATA-NOT-UTF8",
+    used_output_dir: "CFG-USED-DIR",
+}
+
+
+def check(error_id: str, code: int, err: str, said: list[str]) -> None:
+    assert code == EXIT_CODES[error_id.split("-", 1)[0]], err
+    blocks = err[err.index("homodistil_ds: error[") :].splitlines() if "homodistil_ds: error[" in err else []
+    assert blocks, err
+    assert blocks[0].startswith(f"homodistil_ds: error[{error_id}] ")
+    assert len(blocks) >= 2
+    assert all(line.startswith("  ") for line in blocks[1:]), "one block, and nothing after it"
+    assert err.count("homodistil_ds: error[") == 1
+    assert "Traceback" not in err
+    for part in said:
+        assert part in err
+
+
+def left_behind(run_dir: Path) -> list[str]:
+    return [name for name in RUN_FILES if (run_dir / name).exists()]
+
+
+@pytest.mark.parametrize(("case", "error_id"), CASES.items(), ids=lambda value: getattr(value, "__name__", value))
+def test_bad_input_stops_with_one_block(
+    case: Case,
+    error_id: str,
+    inputs: Inputs,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in LAUNCHER_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    # Set here, so that what the command would set for itself does not outlive the test.
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    arguments, said = case(inputs)
+    before = left_behind(inputs.run_dir)
+    capfd.readouterr()
+    code = main(arguments)
+    check(error_id, code, capfd.readouterr().err, said)
+    assert left_behind(inputs.run_dir) == before
+    assert not torch.distributed.is_initialized()
+
+
+def test_misspelt_flag_names_the_near_one(inputs: Inputs) -> None:
+    """In seconds, before anything heavy is imported."""
+    finished = run([sys.executable, str(TRAIN), *inputs.flags("--learning_rte", "1e-3")])
+    assert finished.code == 2, finished.shown
+    assert "--learning_rte" in finished.err
+    assert "--learning-rate" in finished.err.replace("_", "-").replace("learning-rte", "")
+    assert "Traceback" not in finished.err
+    assert not inputs.run_dir.exists()
+
+
+def test_unrelated_package_named_apex_is_recognised(inputs: Inputs) -> None:
+    (inputs.folder / "packages" / "apex").mkdir(parents=True)
+    (inputs.folder / "packages" / "apex" / "__init__.py").write_text("", encoding="utf-8")
+    arguments = inputs.flags("--optimizer.name", "apex_fused_adam")
+    finished = run([sys.executable, str(TRAIN), *arguments], extra={"PYTHONPATH": str(inputs.folder / "packages")})
+    check("ENV-APEX", finished.code, finished.err, ["not NVIDIA's", "pip uninstall apex"])
+    assert left_behind(inputs.run_dir) == []
+
+
+def test_two_ranks_print_the_block_once(inputs: Inputs) -> None:
+    """The file is read by rank 0 alone; the other rank leaves with the same code instead of waiting for it."""
+    arguments, said = corpus_in_latin1(inputs)
+    finished = torchrun(2, TRAIN, *arguments)
+    assert finished.code != 0, finished.shown
+    assert finished.err.count("homodistil_ds: error[") == 1, finished.shown
+    assert "homodistil_ds: error[DATA-NOT-UTF8]" in finished.err
+    for part in said:
+        assert part in finished.err
+    own = finished.err.split("torch/distributed/elastic")[
+        0
+    ]  # torchrun reports a failed rank with a traceback of its own
+    assert "Traceback" not in own, finished.shown
+    assert f"exitcode  : {EXIT_CODES['DATA']}" in finished.err
+    assert left_behind(inputs.run_dir) == []
