@@ -30,8 +30,8 @@ from homodistil_ds.runtime.monitor import Monitor
 class Stage:
     """Training with a fixed teacher and objective for `config.steps` optimizer steps.
 
-    `save(step)` writes a checkpoint. `head_origins` names, for a student that starts narrower than its teacher, the
-    teacher's head behind each of its heads; a pruned student's come from its masks.
+    `save(step)` writes a checkpoint. A student that is not pruned has `fixed_widths` and `head_origins`: per layer, the
+    teacher's head behind each of its own; a pruned student's come from its masks.
     """
 
     config: RunConfig
@@ -43,6 +43,7 @@ class Stage:
     monitor: Monitor
     pruner: Pruner | None
     save: Callable[[int], None]
+    fixed_widths: Widths
     head_origins: list[torch.Tensor] = field(default_factory=list)
     first_step: int = 1
     history: list[dict[str, float]] = field(default_factory=list)
@@ -104,7 +105,7 @@ class Stage:
         return self.origins() if self.pruner else [torch.arange(len(heads)) for heads in self.head_origins]
 
     def widths(self) -> Widths:
-        return self.pruner.masks.widths() if self.pruner else self.plan.full
+        return self.pruner.masks.widths() if self.pruner else self.fixed_widths
 
     def kept(self) -> dict[str, int]:
         """The widths under names that no loss term has."""

@@ -37,7 +37,8 @@ def finish(setting: Setting, stage: Stage, teacher: PreTrainedModel | None) -> N
     student, kept = plain_student(setting, stage)
     torch.nn.Module.to(student, dtype).float()
     held_out = held_out_in_float32(setting, student, teacher)
-    if ranks.rank() == 0:
+
+    def write() -> None:
         folder = setting.run_dir / "student"
         setting.monitor.line("saving the student and loading it back in a fresh process")
         save_folder(student, setting.tokenizer, folder, dtype, kept)
@@ -55,7 +56,8 @@ def finish(setting: Setting, stage: Stage, teacher: PreTrainedModel | None) -> N
         setting.monitor.line(
             f"\n{before_after_table(report)}\n\nstudent: {folder}\nreport:  {setting.run_dir}/report.md"
         )
-    ranks.barrier()
+
+    ranks.together(lambda: write() if ranks.rank() == 0 else None)
     setting.monitor.close()
 
 
@@ -133,9 +135,8 @@ def _run_plain(*arguments: str) -> str:
 
 def build_report(setting: Setting, stage: Stage, held_out: HeldOut, rates: list[float], seconds: float) -> Report:
     config, machine = setting.config, setting.ds_config
-    final = stage.pruner.masks.widths() if stage.pruner else setting.target
     student = _model_row(
-        setting.plan, final, setting.run_dir / "student", held_out.loss, held_out.discrepancy_kl, rates[0]
+        setting.plan, stage.widths(), setting.run_dir / "student", held_out.loss, held_out.discrepancy_kl, rates[0]
     )
     teacher = None
     if held_out.teacher_loss is not None:

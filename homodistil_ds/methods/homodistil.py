@@ -51,6 +51,7 @@ def run(config: RunConfig, machine: dict[str, Any], command: str) -> None:
         monitor=setting.monitor,
         pruner=pruner,
         save=save,
+        fixed_widths=setting.target,
         head_origins=[torch.arange(setting.target.heads)] * plan.layers,
     )
     stage.run()

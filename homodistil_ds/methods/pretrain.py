@@ -33,6 +33,7 @@ def run(config: RunConfig, machine: dict[str, Any], command: str) -> None:
         batches=setting.batches,
         monitor=setting.monitor,
         pruner=None,
+        fixed_widths=plan.full,
         save=lambda step: checkpoint.save(trained, setting.run_dir / "checkpoints", step, {"step": step}),
     )
     stage.run()

@@ -39,7 +39,12 @@ def load_teacher(teacher: str, head_may_be_missing: bool = False) -> tuple[PreTr
         plan = plan_for(config)
         tokenizer = AutoTokenizer.from_pretrained(source)
         model, info = AutoModelForMaskedLM.from_pretrained(
-            source, config=config, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+            source,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            use_safetensors=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise HomodistilError(
@@ -102,6 +107,13 @@ def _check_weights(
     teacher: str, plan: WidthPlan, missing: set[str], head_may_be_missing: bool, model: PreTrainedModel
 ) -> None:
     head = {name for name in missing if name.startswith(f"{plan.family.head}.")}
+    unknown = [name for name, _ in model.named_parameters() if plan.find(name) is None]
+    if unknown:
+        raise HomodistilError(
+            "DATA-TEACHER",
+            f"--teacher {teacher}: the width table of {plan.family.model_type} has no line for {unknown[0]}",
+            "Use a teacher of the plain architecture, with its decoder tied to its word embeddings.",
+        )
     if missing - head:
         raise HomodistilError(
             "DATA-TEACHER",

@@ -43,6 +43,8 @@ def start() -> None:
     # build takes a minute, and it ignores the group's timeout; hence it is not built.
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device())
     deepspeed.init_distributed(verbose=False, timeout=COLLECTIVE_TIMEOUT)
 
 
