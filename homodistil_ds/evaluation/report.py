@@ -119,7 +119,7 @@ def _rows(report: Report) -> list[tuple[str, str, str, str]]:
     add("without embeddings", lambda m: m.parameters_without_embeddings, "{:,}".format)
     for name in student.widths:
         add(name, lambda m, name=name: m.widths.get(name), "{:,}".format)  # type: ignore[misc]
-    add("weights file (MiB)", lambda m: m.file_bytes / 2**20, "{:.2f}".format)
+    add("weights file (MiB)", lambda m: m.file_bytes / 2**20 or None, "{:.2f}".format)
     add("held-out loss (nats)", lambda m: m.heldout_loss, "{:.4f}".format)
     add("discrepancy KL (nats)", lambda m: m.discrepancy_kl, "{:.4f}".format)
     add("CPU inference (tokens/s; ratio = speed-up)", lambda m: m.tokens_per_second, "{:,.0f}".format)
