@@ -1,4 +1,4 @@
-"""A masked student and the cut one compute and learn the same: norms, attention scale, moments, clipping, projections."""
+"""A masked student and the cut one compute and learn the same: norms, attention scale, moments, clipping."""
 
 from __future__ import annotations
 

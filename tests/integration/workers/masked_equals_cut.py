@@ -37,7 +37,7 @@ def one_case(tiny: Tiny, stage: int) -> dict[str, Any]:
 
     steps = PRUNED_FOR + ON
     long = tiny.stage(masked, steps, pruner=pruner, first_step=PRUNED_FOR + 1)
-    short = tiny.stage(cut, steps, first_step=PRUNED_FOR + 1, head_origins=masks.head_origins())
+    short = tiny.stage(cut, steps, first_step=PRUNED_FOR + 1, widths=masks.widths(), head_origins=masks.head_origins())
     long.run()
     norms = [masked.get_global_grad_norm()]
     short.run()

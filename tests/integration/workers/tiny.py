@@ -75,6 +75,7 @@ class Tiny:
         steps: int,
         pruner: Pruner | None = None,
         first_step: int = 1,
+        widths: Widths | None = None,
         head_origins: list[torch.Tensor] | None = None,
         save: Callable[[int], None] = lambda step: None,
         save_interval: int = 0,
@@ -98,6 +99,7 @@ class Tiny:
             monitor=Monitor(Path(self.settings["out"]), steps, enabled=False),
             pruner=pruner,
             save=save,
+            fixed_widths=widths or self.plan.full,
             head_origins=head_origins or [],
             first_step=first_step,
         )
