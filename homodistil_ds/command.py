@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import importlib
 import io
-import os
 import shlex
 import sys
 import traceback
@@ -19,7 +18,7 @@ import tyro
 from homodistil_ds.config import RunConfig, load_run_config
 from homodistil_ds.errors import HomodistilError, did_you_mean
 from homodistil_ds.presets import PRESETS
-from homodistil_ds.runtime import ds_config
+from homodistil_ds.runtime import ds_config, launch
 
 DEFAULT_MACHINE = Path(__file__).resolve().parent.parent / "ds_configs" / "zero2.json"
 DESCRIPTION = """Distil a teacher into a smaller plain Hugging Face model while its neurons are pruned.
@@ -36,7 +35,7 @@ The flags below then change single values of that run."""
 
 def main(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
-    first = is_first_rank()
+    first = launch.is_first_rank()
     debug = "--debug" in arguments
     warnings.filterwarnings("default" if debug else "ignore", category=FutureWarning)
     try:
@@ -52,12 +51,6 @@ def main(arguments: list[str]) -> int:
             print(error.block(), file=sys.stderr, flush=True)
         return error.exit_code
     return 0
-
-
-def is_first_rank() -> bool:
-    """Whether this process is rank 0, by the variables of the launchers, before any process group exists."""
-    names = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
-    return next((os.environ[name] for name in names if name in os.environ), "0") == "0"
 
 
 def parse(arguments: list[str], first: bool) -> tuple[RunConfig, dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -15,43 +14,29 @@ import torch
 import torch.distributed as dist
 
 from homodistil_ds.errors import HomodistilError
+from homodistil_ds.runtime import launch
 
 Result = TypeVar("Result")
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-# Ranks of an MPI or Slurm launch, by the variable that each launcher sets: (rank, world size, local rank).
-_LAUNCHERS = (
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
-    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
-)
 
 
 def start() -> None:
     """Join the process group under deepspeed, torchrun, mpirun or plain python.
 
-    Rank, world size and rendezvous are set here for MPI and for a single process, so that DeepSpeed's own MPI
-    discovery, which needs mpi4py and picks a network address itself, never runs.
+    The environment is completed first, so that DeepSpeed's own MPI discovery, which needs mpi4py and picks a network
+    address itself, never runs.
     """
-    for rank, size, local in _LAUNCHERS:
-        if "RANK" not in os.environ and rank in os.environ:
-            os.environ.update(RANK=os.environ[rank], WORLD_SIZE=os.environ[size])
-            os.environ["LOCAL_RANK"] = os.environ.get(local, os.environ[rank])
-    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", os.environ.get("RANK", "0"))):
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", "29511" if int(os.environ["WORLD_SIZE"]) > 1 else str(_free_port()))
+    launch.complete_environment()
+    threads = launch.threads_per_rank()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device())
     # DeepSpeed compiles a shared-memory all-reduce at this point on every CPU machine. Training never calls it, its
     # build takes a minute, and it ignores the group's timeout; hence it is not built.
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(device())
     deepspeed.init_distributed(verbose=False, timeout=COLLECTIVE_TIMEOUT)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def stop() -> None:
