@@ -10,6 +10,7 @@ Markdown table of all runs in the folder and writes results.json and discrepancy
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -32,6 +33,7 @@ TRAIN = ROOT / "homodistil_ds" / "train.py"
 SCORED_BEFORE_ONE_SHOT = 8  # steps, at the low learning rate of the warm-up
 PREDICTED = 0.15
 DEFAULT = {"learning_rate": 1e-3, "pruning.end": 0.7, "pruning.interval": 5, "pruning.beta": 0.85}
+ARMS = ("homotopic", "one-shot", "one-shot, equal FLOPs", "random")
 MAP = {
     "pruning.end": (0.1, 0.3, 0.5, 0.9),
     "learning_rate": (5e-4, 2e-3),
@@ -91,18 +93,11 @@ def target(plan: WidthPlan, compression: float) -> Widths:
 def arm_runs(given: argparse.Namespace, plan: WidthPlan) -> list[Run]:
     """Homotopic, one-shot and random at equal steps; one-shot and random also at the homotopic run's FLOPs."""
     runs = []
-    for seed in given.seeds:
-        for budget in given.budgets:
-            for compression in given.compressions:
-                schedule = schedule_of(plan, compression, budget, DEFAULT["pruning.end"])
-                longer = equal_flops_steps(plan, schedule, budget)
-                for arm, steps in (
-                    ("homotopic", budget),
-                    ("one-shot", budget),
-                    ("random", budget),
-                    ("one-shot, equal FLOPs", longer),
-                ):
-                    runs.append(make_run(arm, compression, budget, seed, steps))
+    for seed, budget in itertools.product(given.seeds, given.budgets):
+        for arm, compression in itertools.product(ARMS, given.compressions):
+            schedule = schedule_of(plan, compression, budget, DEFAULT["pruning.end"])
+            steps = equal_flops_steps(plan, schedule, budget) if "equal FLOPs" in arm else budget
+            runs.append(make_run(arm, compression, budget, seed, steps))
     return runs
 
 
@@ -168,7 +163,7 @@ def execute(run: Run, given: argparse.Namespace, plan: WidthPlan) -> None:
         shutil.copytree(folder / "corpus", packed)
     for heavy in ("checkpoints", "corpus", "tb", "student"):
         shutil.rmtree(folder / heavy, ignore_errors=True)
-    (folder / "run.json").write_text(json.dumps(dataclasses.asdict(run)) + "\n")
+    (folder / "benchmark.json").write_text(json.dumps(dataclasses.asdict(run)) + "\n")
     print(f"done: {run.name}", flush=True)
 
 
@@ -200,7 +195,7 @@ def equal_flops_steps(plan: WidthPlan, schedule: WidthSchedule, steps: int) -> i
 def collect(folder: Path) -> list[dict]:
     """One row per finished run: its settings, final held-out figures and the discrepancy along the way."""
     rows = []
-    for path in sorted(folder.glob("*/run.json")):
+    for path in sorted(folder.glob("*/benchmark.json")):
         report = json.loads((path.parent / "report.json").read_text())
         evaluations = [row for row in report["history"] if "discrepancy_kl" in row]
         rows.append(
@@ -252,7 +247,7 @@ def draw(folder: Path, rows: list[dict]) -> None:
             for row in groups.get((compression, budget, arm), []):
                 steps, values = zip(*row["curve"], strict=True)
                 axes.plot(steps, values, color=colour, alpha=0.8, label=arm if row["seed"] == 0 else None)
-        axes.set(title=f"{compression:.0%} of the widths, {budget} steps", xlabel="optimizer step", yscale="log")
+        axes.set(title=f"{compression:.0%} of the widths, {budget} steps", xlabel="optimizer step", ylim=(0, 4))
         axes.grid(alpha=0.3)
         if place == 0:
             axes.set_ylabel("held-out KL to the teacher (nats)")
