@@ -104,18 +104,13 @@ def arm_runs(given: argparse.Namespace, plan: WidthPlan) -> list[Run]:
 def map_runs(given: argparse.Namespace) -> list[Run]:
     """The homotopic arm with one setting changed, and one-shot at the other learning rates for a fair comparison."""
     runs = []
-    for budget in given.budgets:
-        for compression in given.compressions:
-            for seed in given.seeds:
-                for setting, values in MAP.items():
-                    for value in values:
-                        arm = f"homotopic {setting.split('.')[-1]} {value:g}"
-                        runs.append(make_run(arm, compression, budget, seed, budget, {setting: value}))
-                for rate in MAP["learning_rate"]:
-                    changed = {"learning_rate": rate}
-                    runs.append(
-                        make_run(f"one-shot learning_rate {rate:g}", compression, budget, seed, budget, changed)
-                    )
+    for budget, compression, seed in itertools.product(given.budgets, given.compressions, given.seeds):
+        for setting, values in MAP.items():
+            for value in values:
+                changed, label = {setting: value}, f"{setting.split('.')[-1]} {value:g}"
+                runs.append(make_run(f"homotopic {label}", compression, budget, seed, budget, changed))
+                if setting == "learning_rate":
+                    runs.append(make_run(f"one-shot {label}", compression, budget, seed, budget, changed))
     return runs
 
 

@@ -9,7 +9,10 @@ from homodistil_ds.config import LossConfig, PruningConfig, RunConfig, StudentCo
 
 def demo() -> RunConfig:
     """The embedded teacher to half its widths on the built-in corpus: minutes on two cores."""
-    return RunConfig(student=StudentConfig(hidden_size=128, intermediate_size=512, num_attention_heads=4))
+    return RunConfig(
+        student=StudentConfig(hidden_size=128, intermediate_size=512, num_attention_heads=8),
+        pruning=PruningConfig(interval=5),
+    )
 
 
 def correct_teacher() -> RunConfig:

@@ -201,6 +201,7 @@ def test_bad_input_stops_with_one_block(
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     arguments, said = case(inputs)
     before = left_behind(inputs.run_dir)
     capfd.readouterr()
