@@ -5,7 +5,8 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
-RANKS ?= 2
+# One process per GPU; two on a machine without.
+RANKS ?= $(shell n=$$(nvidia-smi -L 2>/dev/null | grep -c GPU); echo $$(( n > 0 ? n : 2 )))
 DEMO_DIR ?= runs/demo
 # As many threads as each rank's share of the cores: more only get in each other's way.
 THREADS ?= $(shell n=$$(( $$(getconf _NPROCESSORS_ONLN) / $(RANKS) )); echo $$(( n > 0 ? n : 1 )))

@@ -1,4 +1,5 @@
-"""HomoDistil against one-shot pruning with the same distillation and against a random start: equal data, equal steps.
+"""HomoDistil against one-shot pruning with the same distillation and against a random start: equal data, equal steps;
+one-shot also at equal FLOPs.
 
     python benchmarks/homotopy.py --output_dir runs/homotopy                      # budgets, compressions, three seeds
     python benchmarks/homotopy.py --output_dir runs/homotopy --budgets 500 --seeds 0
@@ -36,7 +37,7 @@ DEFAULT = {"learning_rate": 1e-3, "pruning.end": 0.7, "pruning.interval": 5, "pr
 ARMS = ("homotopic", "one-shot", "one-shot, equal FLOPs", "random")
 MAP = {
     "pruning.end": (0.1, 0.3, 0.5, 0.9),
-    "learning_rate": (5e-4, 2e-3),
+    "learning_rate": (5e-4, 2e-3, 4e-3),
     "pruning.interval": (1, 20),
     "pruning.beta": (0.0, 0.97),
 }
@@ -67,12 +68,14 @@ def main() -> None:
     flags.add_argument("--compressions", type=float, nargs="+", default=[0.5, 0.25])
     flags.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     flags.add_argument("--batch", type=int, default=16, help="sequences of 128 tokens per step")
-    flags.add_argument("--map", action="store_true", help="vary one setting at a time instead of comparing arms")
+    flags.add_argument(
+        "--map", nargs="*", choices=MAP, help="vary these settings (all if none is named), one at a time"
+    )
     flags.add_argument("--jobs", type=int, default=2, help="runs at a time, one process with one thread each")
     flags.add_argument("--deepspeed_config", default=str(ROOT / "ds_configs" / "zero2.json"))
     given = flags.parse_args()
     plan = plan_for(AutoConfig.from_pretrained(folder_of(given.teacher)))
-    wanted = map_runs(given) if given.map else arm_runs(given, plan)
+    wanted = arm_runs(given, plan) if given.map is None else map_runs(given)
     first, *others = wanted
     execute(first, given, plan)  # packs the corpus for the others
     with ThreadPoolExecutor(given.jobs) as pool:
@@ -105,8 +108,8 @@ def map_runs(given: argparse.Namespace) -> list[Run]:
     """The homotopic arm with one setting changed, and one-shot at the other learning rates for a fair comparison."""
     runs = []
     for budget, compression, seed in itertools.product(given.budgets, given.compressions, given.seeds):
-        for setting, values in MAP.items():
-            for value in values:
+        for setting in given.map or MAP:
+            for value in MAP[setting]:
                 changed, label = {setting: value}, f"{setting.split('.')[-1]} {value:g}"
                 runs.append(make_run(f"homotopic {label}", compression, budget, seed, budget, changed))
                 if setting == "learning_rate":
@@ -170,7 +173,7 @@ def schedule_of(plan: WidthPlan, compression: float, steps: int, end: float) -> 
 
 def step_flops(plan: WidthPlan, widths: Widths, length: int = 128) -> float:
     """FLOPs per token of one step whose student is physically `widths` wide: teacher forward, student forward and
-    backward, hidden projections. The vocabulary head runs at the predicted positions only."""
+    backward, projections with both gradients. The vocabulary head runs at the predicted positions only."""
 
     def forward(at: Widths) -> float:
         inner = at.heads * at.head_size
@@ -178,7 +181,7 @@ def step_flops(plan: WidthPlan, widths: Widths, length: int = 128) -> float:
         head = PREDICTED * 2 * at.hidden * (plan.fixed["vocab"] + at.hidden)
         return plan.layers * layer + head
 
-    return forward(plan.full) + 3 * forward(widths) + 4 * (plan.layers + 1) * plan.full.hidden * widths.hidden
+    return forward(plan.full) + 3 * forward(widths) + 6 * (plan.layers + 1) * plan.full.hidden * widths.hidden
 
 
 def equal_flops_steps(plan: WidthPlan, schedule: WidthSchedule, steps: int) -> int:

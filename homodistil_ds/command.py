@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import importlib
 import io
-import shlex
 import sys
 import traceback
 import warnings
@@ -42,8 +41,7 @@ def main(arguments: list[str]) -> int:
         config, machine = parse(arguments, first)
         # Only now: torch, transformers and DeepSpeed take seconds to import, --help should not.
         methods = importlib.import_module("homodistil_ds.methods")
-        shown = [argument for argument in arguments if not argument.startswith("--local_rank")]
-        methods.run_method(config, machine, shlex.join(["deepspeed", "homodistil_ds/train.py", *shown]))
+        methods.run_method(config, machine, arguments)
     except HomodistilError as error:
         if debug:
             traceback.print_exc()

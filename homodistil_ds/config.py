@@ -93,6 +93,14 @@ class OptimizerConfig:
     warmup: float = 0.1
     """Share of the steps over which the learning rate rises."""
 
+    def __post_init__(self) -> None:
+        for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
+            _require(f"optimizer.{name}", value, 0.0 <= value < 1.0, "Use 0 or more, below 1.")
+        _require("optimizer.eps", self.eps, math.isfinite(self.eps) and self.eps > 0, "Use a number above 0.")
+        decay = self.weight_decay
+        _require("optimizer.weight_decay", decay, math.isfinite(decay) and decay >= 0, "Use 0 or more.")
+        _require("optimizer.warmup", self.warmup, 0.0 <= self.warmup <= 1.0, "Use a share between 0 and 1.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -145,6 +153,17 @@ class RunConfig:
         _require("learning_rate", self.learning_rate, positive, "Use a number above 0.")
         inside = 0.0 < self.mask_probability < 1.0
         _require("mask_probability", self.mask_probability, inside, "Use a share between 0 and 1, such as 0.15.")
+        _require("seed", self.seed, -(2**63) <= self.seed < 2**63, "Use a number of 64 bits.")
+        if self.method == "pretrain":
+            self._check_pretrain()
+
+    def _check_pretrain(self) -> None:
+        student = self.student
+        sizes = (student.hidden_size, student.intermediate_size, student.num_attention_heads)
+        changed = any(size is not None for size in sizes) or student.init != "teacher"
+        remedy = "Leave the --student flags out and start from --preset correct_teacher."
+        _require("method pretrain", "it keeps the model's own widths and weights", not changed, remedy)
+        _require("method pretrain", "loss.mlm is 0", self.loss.mlm > 0, "Its only loss is mlm: use a weight above 0.")
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"

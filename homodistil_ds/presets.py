@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from homodistil_ds.config import LossConfig, PruningConfig, RunConfig, StudentConfig
+from homodistil_ds.config import PruningConfig, RunConfig, StudentConfig
 
 
 def demo() -> RunConfig:
@@ -22,7 +22,6 @@ def correct_teacher() -> RunConfig:
         output_dir="runs/teacher",
         steps=1000,
         learning_rate=5e-4,
-        loss=LossConfig(kl=0.0, hidden=0.0, attention=0.0, embedding=0.0),
         eval_interval=100,
     )
 
@@ -31,7 +30,7 @@ def _homobert(hidden: int, ffn: int, heads: int, learning_rate: float, name: str
     """The published recipe: 28,000 steps of 4,096 sequences of 128 tokens, an event every 100 steps."""
     return RunConfig(
         teacher="google-bert/bert-base-uncased",
-        corpus=("wikimedia/wikipedia",),
+        corpus=("wikimedia/wikipedia:20231101.en",),
         output_dir=f"runs/{name}",
         steps=28_000,
         global_batch_size=4096,

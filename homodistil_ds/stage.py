@@ -50,7 +50,7 @@ class Stage:
 
     def run(self) -> None:
         """Train; `history` gains one row of losses and widths per log line and per held-out evaluation."""
-        started = time.perf_counter()
+        logged, logged_at = self.first_step - 1, time.perf_counter()
         for step in range(self.first_step, self.config.steps + 1):
             set_learning_rate(self.engine, learning_rate(self.config, step))
             terms: list[dict[str, torch.Tensor]] = []
@@ -77,7 +77,8 @@ class Stage:
             if pruned:
                 self.report_pruning(step)
             if step % self.config.log_interval == 0 or step in (1, self.config.steps):
-                self.log(step, terms, time.perf_counter() - started)
+                self.log(step, terms, (step - logged) / (time.perf_counter() - logged_at))
+                logged, logged_at = step, time.perf_counter()
             if step == self.config.steps or (self.config.eval_interval and step % self.config.eval_interval == 0):
                 self.evaluate(step)
             if step == self.config.steps or (self.config.save_interval and step % self.config.save_interval == 0):
@@ -111,7 +112,7 @@ class Stage:
         """The widths under names that no loss term has."""
         return {f"kept_{name}": size for name, size in vars(self.widths()).items()}
 
-    def log(self, step: int, terms: list[dict[str, torch.Tensor]], seconds: float) -> None:
+    def log(self, step: int, terms: list[dict[str, torch.Tensor]], steps_per_second: float) -> None:
         """Means of the step's losses over micro batches and ranks, and what the machine does."""
         names = list(terms[0])
         means = ranks.mean(torch.stack([torch.stack([term[name] for term in terms]).float().mean() for name in names]))
@@ -123,8 +124,7 @@ class Stage:
                 "Lower --learning_rate, lengthen --optimizer.warmup, or train in bf16 or float32.",
                 "Checkpoints written before this step are valid.",
             )
-        tokens = self.config.global_batch_size * self.config.sequence_length * (step - self.first_step + 1)
-        rate = tokens / seconds
+        rate = self.config.global_batch_size * self.config.sequence_length * steps_per_second
         widths = self.widths()
         self.history.append({"step": step, **losses, **self.kept()})
         self.monitor.scalars(step, {f"loss/{name}": value for name, value in losses.items()})
@@ -132,12 +132,14 @@ class Stage:
             step,
             {
                 "optim/lr": learning_rate(self.config, step),
-                "optim/grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
                 "perf/tokens_s": rate,
                 "mem/host_rss_mib": psutil.Process().memory_info().rss / 2**20,
                 **{f"pruning/{name}": size for name, size in self.kept().items()},
             },
         )
+        norm = self.engine.get_global_grad_norm()
+        if norm is not None:  # DeepSpeed keeps none at stage 0
+            self.monitor.scalars(step, {"optim/grad_norm": float(norm)})
         if torch.cuda.is_available():
             self.monitor.scalars(step, {"mem/allocated_mib": torch.cuda.max_memory_allocated() / 2**20})
         shown = {name: value for name, value in losses.items() if name in ("total", "mlm", "kl")}
@@ -175,6 +177,8 @@ class Stage:
             quantiles = torch.quantile(kept, torch.tensor([0.1, 0.5, 0.9])).tolist()
             names = (f"scores_p10/{group}", f"scores_p50/{group}", f"scores_p90/{group}")
             self.monitor.scalars(step, dict(zip(names, quantiles, strict=True)))
+            if group == "hidden":
+                self.monitor.histogram(step, "scores/hidden", kept)
         self.monitor.scalars(step, {"pruning/agreements": self.pruner.agreements})
 
 

@@ -11,7 +11,6 @@ from homodistil_ds.config import LossConfig, OptimizerConfig, PruningConfig, Run
 from homodistil_ds.errors import HomodistilError
 
 CHANGED = RunConfig(
-    method="pretrain",
     teacher="some/teacher",
     corpus=("a.txt", "b.jsonl.gz"),
     output_dir="runs/ä",

@@ -58,4 +58,4 @@ def test_the_homobert_presets_are_the_four_published_ones_in_falling_size() -> N
 def test_correcting_a_teacher_computes_the_masked_language_model_loss_alone() -> None:
     config = PRESETS["correct_teacher"]()
     assert config.method == "pretrain"
-    assert list(Objective(config.loss, with_teacher=True).weights) == ["mlm"]
+    assert list(Objective(config.loss, with_teacher=False).weights) == ["mlm"]

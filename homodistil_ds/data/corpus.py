@@ -84,7 +84,7 @@ def pack(
                 f"the corpus holds no full row of {sequence_length} tokens to {name}: {read} documents, {characters} "
                 f"characters, {tokens} tokens, {read - kept} documents dropped (under {SHORTEST_DOCUMENT} tokens)",
                 f"Give more text (one document in {HELD_OUT_ONE_IN} is held out; a blank line ends a document of a "
-                ".txt file), lower --sequence-length, or use --corpus builtin.",
+                ".txt file), lower --sequence_length, or use --corpus builtin.",
             )
     return Corpus(train_rows, held_out_rows, _fingerprint(train_rows, held_out_rows), kept, tokens)
 
@@ -139,7 +139,7 @@ def prepare(
     """
     vocabulary = hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
     made_with = {
-        "sources": list(sources),
+        "sources": [[source, *_stamp(Path(source))] for source in sources],
         "sequence_length": sequence_length,
         "held_out_sequences": held_out_sequences,
         "vocabulary": vocabulary,
@@ -148,6 +148,13 @@ def prepare(
         corpus = pack(read_documents(sources), tokenizer, sequence_length, held_out_sequences)
         _write(corpus, made_with, cache)
     return _load(made_with, cache)
+
+
+def _stamp(source: Path) -> list[int]:
+    """Total bytes and latest change of a file or folder, so that an edited source is packed again; else nothing."""
+    files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
+    stats = [path.stat() for path in files]
+    return [sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)] if stats else []
 
 
 def _write(corpus: Corpus, made_with: dict[str, Any], cache: Path) -> None:
@@ -242,15 +249,16 @@ def masking_for(tokenizer: PreTrainedTokenizerBase, vocabulary_size: int, probab
             f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has no mask token",
             "Use a teacher trained as a masked language model, with its own tokenizer.",
         )
-    if len(tokenizer) > vocabulary_size:
+    # The embedding may be padded beyond the tokenizer; ids without a token are no replacement.
+    used = max(tokenizer.get_vocab().values()) + 1
+    if used > vocabulary_size:
         raise HomodistilError(
             "DATA-VOCABULARY",
-            f"the tokenizer has {len(tokenizer)} ids, the model embeds {vocabulary_size}",
+            f"the tokenizer has {used} ids, the model embeds {vocabulary_size}",
             "Use the teacher's own tokenizer.",
         )
-    # the embedding may be padded beyond the tokenizer; ids without a token are no replacement
     special_ids = tuple(sorted({int(i) for i in tokenizer.all_special_ids}))
-    return Masking(int(tokenizer.mask_token_id), len(tokenizer), special_ids, probability)
+    return Masking(int(tokenizer.mask_token_id), used, special_ids, probability)
 
 
 def masked_batch(tokens: np.ndarray, indices: np.ndarray, masking: Masking, seed: int) -> Batch:

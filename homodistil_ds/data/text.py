@@ -232,10 +232,12 @@ def _no_column(where: str, columns: Sequence[str]) -> HomodistilError:
 
 
 def _hub(name: str) -> Iterator[str]:
+    """The training split of `name`, or of one of its configurations as `name:configuration`."""
     try:
         from datasets import load_dataset  # noqa: PLC0415  seconds of import that only a hub name is worth
 
-        for row in load_dataset(name, split="train", streaming=True):
+        path, _, configuration = name.partition(":")
+        for row in load_dataset(path, configuration or None, split="train", streaming=True):
             yield _hub_text(name, row)
     except HomodistilError:
         raise

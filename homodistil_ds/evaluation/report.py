@@ -29,7 +29,7 @@ class ModelRow:
     """Size of the weights as saved."""
     heldout_loss: float
     """Masked-language-model loss on the held-out sequences, nats per predicted token."""
-    discrepancy_kl: float
+    discrepancy_kl: float | None
     """KL from the teacher's to this model's predictions at the masked held-out positions, nats."""
     tokens_per_second: float
     """CPU inference."""
@@ -58,7 +58,7 @@ class Report:
     """How often the ranks compared their masks."""
     versions: dict[str, str]
     history: list[dict[str, float]]
-    """One entry per held-out evaluation."""
+    """One entry per log line and per held-out evaluation, in order."""
 
 
 def write_report(report: Report, run_dir: Path, figures: Mapping[str, Figure]) -> None:

@@ -20,7 +20,7 @@ from homodistil_ds.evaluation.heldout import Forward, HeldOut, evaluate
 from homodistil_ds.evaluation.report import ModelRow, Report, before_after_table, versions, write_report
 from homodistil_ds.methods.setting import Setting
 from homodistil_ds.models.forward import forward
-from homodistil_ds.models.loading import folder_of, save_folder, stored_dtype
+from homodistil_ds.models.loading import folder_of, load_teacher, save_folder, stored_dtype
 from homodistil_ds.models.width import TRAINED_PREFIX, WidthPlan, Widths, count
 from homodistil_ds.pruning.shrink import export
 from homodistil_ds.runtime import ds_config, ranks
@@ -30,19 +30,21 @@ from homodistil_ds.stage import Stage
 PARITY = 1e-5  # largest difference of float32 logits between trained and saved student, in units of the largest logit
 
 
-def finish(setting: Setting, stage: Stage, teacher: PreTrainedModel | None) -> None:
+def finish(setting: Setting, stage: Stage, with_teacher: bool) -> None:
     """Write student/, report.md, report.json and figures/, and print the table. All ranks call it."""
     seconds = time.perf_counter() - setting.started
     dtype = stored_dtype(setting.config.teacher, setting.config.student.dtype)
     student, kept = plain_student(setting, stage)
     torch.nn.Module.to(student, dtype).float()
+    # Loaded again: the teacher of the stage was rounded to the precision of training.
+    teacher = load_teacher(setting.config.teacher)[0] if with_teacher else None
     held_out = held_out_in_float32(setting, student, teacher)
 
     def write() -> None:
         folder = setting.run_dir / "student"
         setting.monitor.line("saving the student and loading it back in a fresh process")
         save_folder(student, setting.tokenizer, folder, dtype, kept)
-        rates = prove(setting, student, folder, teacher is not None)
+        rates = prove(setting, student, folder, with_teacher)
         report = build_report(setting, stage, held_out, rates, seconds)
         card = model_card(
             base_model=setting.config.teacher,
@@ -124,9 +126,10 @@ def _run_plain(*arguments: str) -> str:
     command = [sys.executable, "-I", plain.__file__, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise HomodistilError(
             "NUM-EXPORT",
-            f"the saved student does not load with transformers alone: {done.stderr.strip().splitlines()[-1]}",
+            f"the saved student does not load with transformers alone (exit code {done.returncode}): {reason}",
             "Please report this; it is a fault of the program.",
             "The last checkpoint is valid.",
         )
@@ -179,7 +182,7 @@ def _model_row(
         },
         file_bytes=sum(path.stat().st_size for path in folder.glob("*.safetensors")),
         heldout_loss=loss,
-        discrepancy_kl=discrepancy or 0.0,
+        discrepancy_kl=discrepancy,
         tokens_per_second=rate,
     )
 

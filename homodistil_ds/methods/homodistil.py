@@ -9,7 +9,7 @@ import torch
 from homodistil_ds.config import RunConfig
 from homodistil_ds.distillation.objective import Objective
 from homodistil_ds.methods.finish import finish
-from homodistil_ds.methods.setting import Setting, prepare_setting
+from homodistil_ds.methods.setting import Setting, claim, prepare_setting
 from homodistil_ds.models.forward import Student, choose_attention
 from homodistil_ds.models.loading import empty_model, twin, without_dropout
 from homodistil_ds.pruning.pruner import Pruner
@@ -54,8 +54,9 @@ def run(config: RunConfig, machine: dict[str, Any], command: str) -> None:
         fixed_widths=setting.target,
         head_origins=[torch.arange(setting.target.heads)] * plan.layers,
     )
+    claim(setting)
     stage.run()
-    finish(setting, stage, teacher=teacher)
+    finish(setting, stage, with_teacher=True)
 
 
 def width_schedule(setting: Setting) -> WidthSchedule:

@@ -7,7 +7,7 @@ from typing import Any
 from homodistil_ds.config import RunConfig
 from homodistil_ds.distillation.objective import Objective
 from homodistil_ds.methods.finish import finish
-from homodistil_ds.methods.setting import prepare_setting
+from homodistil_ds.methods.setting import claim, prepare_setting
 from homodistil_ds.models.forward import Student
 from homodistil_ds.models.loading import without_dropout
 from homodistil_ds.runtime import checkpoint, engine
@@ -36,5 +36,6 @@ def run(config: RunConfig, machine: dict[str, Any], command: str) -> None:
         fixed_widths=plan.full,
         save=lambda step: checkpoint.save(trained, setting.run_dir / "checkpoints", step, {"step": step}),
     )
+    claim(setting)
     stage.run()
-    finish(setting, stage, teacher=None)
+    finish(setting, stage, with_teacher=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from homodistil_ds.evaluation.report import versions
 from homodistil_ds.models.families import plan_for, target_widths
 from homodistil_ds.models.loading import load_teacher
 from homodistil_ds.models.width import WidthPlan, Widths
-from homodistil_ds.runtime import ds_config, ranks
+from homodistil_ds.runtime import ds_config, engine, ranks
 from homodistil_ds.runtime.monitor import Monitor
 
 
@@ -39,7 +39,7 @@ class Setting:
     corpus: Corpus
     batches: Batches
     monitor: Monitor
-    started: float = field(default_factory=time.perf_counter)
+    started: float
 
     @property
     def train_dtype(self) -> torch.dtype:
@@ -47,12 +47,14 @@ class Setting:
 
 
 def prepare_setting(config: RunConfig, machine: dict[str, Any], command: str, head_may_be_missing: bool) -> Setting:
-    """Check everything a user can get wrong, then claim the run directory and read the corpus.
+    """Check everything a user can get wrong, then pack the corpus into the run directory.
 
     All ranks call it and fail together. Raises HomodistilError.
     """
+    started = time.perf_counter()
     run_dir = Path(config.output_dir)
     machine = ranks.together(lambda: ds_config.with_batch_sizes(machine, config.global_batch_size, ranks.world_size()))
+    ranks.together(lambda: engine.check(machine, config.optimizer))
     ranks.together(lambda: _refuse_used(run_dir) if ranks.rank() == 0 else None)
     source, tokenizer = ranks.together(lambda: load_teacher(config.teacher, head_may_be_missing))
     plan = plan_for(source.config)
@@ -61,12 +63,11 @@ def prepare_setting(config: RunConfig, machine: dict[str, Any], command: str, he
         lambda: target_widths(plan, student.hidden_size, student.intermediate_size, student.num_attention_heads)
     )
     ranks.together(lambda: _check_length(config, plan))
+    masking = ranks.together(lambda: masking_for(tokenizer, plan.fixed["vocab"], config.mask_probability))
     corpus = _read_corpus(config, tokenizer, run_dir)
-    if ranks.rank() == 0:
-        _write_records(run_dir, config, machine, command)
     batches = Batches(
         corpus=corpus,
-        masking=masking_for(tokenizer, plan.fixed["vocab"], config.mask_probability),
+        masking=masking,
         order=Order(len(corpus.train), config.seed),
         seed=config.seed,
         global_batch=config.global_batch_size,
@@ -86,29 +87,55 @@ def prepare_setting(config: RunConfig, machine: dict[str, Any], command: str, he
         corpus=corpus,
         batches=batches,
         monitor=Monitor(run_dir, config.steps, enabled=ranks.rank() == 0),
+        started=started,
     )
 
 
 def _read_corpus(config: RunConfig, tokenizer: PreTrainedTokenizerBase, run_dir: Path) -> Corpus:
     """Rank 0 packs the corpus into the run directory, then all ranks map it."""
 
+    def pack() -> None:
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise HomodistilError(
+                "CFG-OUTPUT", f"--output_dir {run_dir} cannot be made: {error.strerror}", "Choose another folder."
+            ) from error
+        read()
+
     def read() -> Corpus:
         cache = run_dir / "corpus"
         return prepare(config.corpus, tokenizer, config.sequence_length, config.held_out_sequences, cache)
 
-    ranks.together(lambda: read() if ranks.rank() == 0 else None)
-    return ranks.together(read)
+    ranks.together(lambda: pack() if ranks.rank() == 0 else None)
+    corpus = ranks.together(read)
+    if ranks.differing({"corpus": int(corpus.fingerprint, 16) >> 1}) is not None:
+        raise HomodistilError(
+            "DIST-CORPUS-DIFFERS",
+            f"the packed corpus in {run_dir} is not the same on all ranks",
+            "Let all nodes see one --output_dir, on a shared file system.",
+        )
+    return corpus
 
 
-def _write_records(run_dir: Path, config: RunConfig, machine: dict[str, Any], command: str) -> None:
-    """What this run is, written before it trains: from here on the folder holds a run."""
-    facts = {"command": command, "host": platform.node(), "world_size": ranks.world_size(), "versions": versions()}
+def claim(setting: Setting) -> None:
+    """Write what this run is, once its engine stands: from here on the folder holds a run. All ranks call it."""
+    ranks.together(lambda: _write_records(setting) if ranks.rank() == 0 else None)
+
+
+def _write_records(setting: Setting) -> None:
+    facts = {
+        "command": setting.command,
+        "host": platform.node(),
+        "world_size": ranks.world_size(),
+        "versions": versions(),
+    }
     for name, text in (
         ("run.json", json.dumps(facts, indent=2) + "\n"),
-        ("ds_config.json", json.dumps(machine, indent=2) + "\n"),
-        ("run_config.json", config.to_json()),
+        ("ds_config.json", json.dumps(setting.ds_config, indent=2) + "\n"),
+        ("run_config.json", setting.config.to_json()),
     ):
-        (run_dir / name).write_text(text, encoding="utf-8")
+        (setting.run_dir / name).write_text(text, encoding="utf-8")
 
 
 def _refuse_used(run_dir: Path) -> None:

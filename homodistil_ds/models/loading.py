@@ -46,7 +46,7 @@ def load_teacher(teacher: str, head_may_be_missing: bool = False) -> tuple[PreTr
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise HomodistilError(
             "DATA-TEACHER",
             f"--teacher {teacher} cannot be loaded: {str(error).strip().splitlines()[0]}",
@@ -114,6 +114,8 @@ def _check_weights(
             f"--teacher {teacher}: the width table of {plan.family.model_type} has no line for {unknown[0]}",
             "Use a teacher of the plain architecture, with its decoder tied to its word embeddings.",
         )
+    if head and f"{plan.family.head_transform}.weight" not in head:
+        missing, head = head, set()  # a part of a trained head is not replaced
     if missing - head:
         raise HomodistilError(
             "DATA-TEACHER",

@@ -22,14 +22,12 @@ class Importance:
         self.criterion = CRITERIA[criterion]
         self.beta = beta
         self.groups = plan.groups()
-        self.mean = torch.zeros(sum(self.groups.values()), dtype=torch.float32)
+        self.mean = torch.zeros(sum(self.groups.values()), dtype=torch.float32, device=ranks.device())
         self.uncertainty = torch.zeros_like(self.mean)
 
     def update(self, shards: Iterable[Shard]) -> None:
         """One scoring step: value the local entries, add them up per neuron, all-reduce once, average (H2, H3)."""
-        shards = list(shards)
-        device = shards[0].weight.device if shards else self.mean.device
-        total = torch.zeros(self.mean.shape, dtype=torch.float32, device=device)
+        total = torch.zeros_like(self.mean)
         views = self.split(total)
         for shard in shards:
             if self.plan.scored(shard.name):
@@ -37,7 +35,6 @@ class Importance:
                 values = self.criterion.entry(shard.weight.float(), shard.gradient.float())
                 add_per_neuron(values, shard.offset, tuple(shard.shape), self.plan.dims(shard.name), views)
         score = self.criterion.finish(ranks.add_up(total))
-        self.mean, self.uncertainty = self.mean.to(device), self.uncertainty.to(device)
         if not self.criterion.smoothed:
             self.mean = score
             return
@@ -58,7 +55,7 @@ class Importance:
         return {"mean": self.mean, "uncertainty": self.uncertainty}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        self.mean, self.uncertainty = state["mean"], state["uncertainty"]
+        self.mean, self.uncertainty = (state[name].to(ranks.device()) for name in ("mean", "uncertainty"))
 
 
 def add_per_neuron(

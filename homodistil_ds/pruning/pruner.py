@@ -50,10 +50,23 @@ class Pruner:
                 "No mask was changed by it; checkpoints written before this step are valid.",
             )
         self.masks.narrow(values, widths)
-        ranks.agree(self.masks.digests(), step)
-        self.agreements += 1
+        self.agree(step)
         self.apply(engine)
         return True
+
+    def agree(self, step: int) -> None:
+        """Compare the masks' digests over ranks; raises HomodistilError naming the group and the ranks that differ."""
+        difference = ranks.differing(self.masks.digests())
+        if difference is not None:
+            group, others = difference
+            raise HomodistilError(
+                "DIST-MASKS-DIFFER",
+                f"step {step}: the masks of group '{group}' differ from rank 0's on ranks {others}",
+                "A rank computed with other data or broken memory. Start again; if it happens again, leave the node of "
+                "those ranks out.",
+                "Checkpoints written before this step are valid.",
+            )
+        self.agreements += 1
 
     def apply(self, engine: Engine) -> None:
         """Zero the masked entries everywhere and let the norms count the kept ones."""

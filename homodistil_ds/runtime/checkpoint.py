@@ -17,8 +17,12 @@ KEPT_CHECKPOINTS = 2
 def save(engine: deepspeed.DeepSpeedEngine, folder: Path, step: int, state: dict[str, Any]) -> None:
     """Write checkpoints/step-<n>; all ranks call it. Only then `latest` moves and older checkpoints go."""
     staging, final = f".saving-step-{step}", f"step-{step}"
-    engine.save_checkpoint(str(folder), tag=staging, client_state=state, save_latest=False)
-    ranks.barrier()
+
+    def write() -> None:
+        try:
+            engine.save_checkpoint(str(folder), tag=staging, client_state=state, save_latest=False)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            raise _failed(folder, step, str(error)) from error
 
     def commit() -> None:
         if ranks.rank() != 0:
@@ -30,16 +34,21 @@ def save(engine: deepspeed.DeepSpeedEngine, folder: Path, step: int, state: dict
             unfinished.write_text(final, encoding="utf-8")
             unfinished.rename(folder / "latest")
         except OSError as error:
-            raise HomodistilError(
-                "CKPT-SAVE",
-                f"checkpoint of step {step} in {folder}: {error.strerror}",
-                "Make room or choose another --output_dir.",
-                "The checkpoint before it is valid.",
-            ) from error
+            raise _failed(folder, step, str(error)) from error
         for old in sorted(folder.glob("step-*"), key=lambda path: int(path.name[5:]))[:-KEPT_CHECKPOINTS]:
             shutil.rmtree(old, ignore_errors=True)
 
+    ranks.together(write)
     ranks.together(commit)
+
+
+def _failed(folder: Path, step: int, reason: str) -> HomodistilError:
+    return HomodistilError(
+        "CKPT-SAVE",
+        f"checkpoint of step {step} in {folder}: {reason}",
+        "Make room or choose another --output_dir.",
+        "The checkpoint before it, if there is one, is valid.",
+    )
 
 
 def load(engine: deepspeed.DeepSpeedEngine, folder: Path) -> dict[str, Any]:

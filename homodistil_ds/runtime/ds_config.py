@@ -43,7 +43,8 @@ REFUSED_KEYS = {
 def read(path: Path) -> dict[str, Any]:
     """Read a DeepSpeed JSON and check its top level.
 
-    Raises HomodistilError for a missing file, bad JSON, an unknown or refused key, or low precision at ZeRO stage 0.
+    Raises HomodistilError for a missing file, bad JSON, an unknown or refused key, a stage or a precision
+    that this version does not train in.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -69,15 +70,27 @@ def read(path: Path) -> dict[str, Any]:
             raise HomodistilError(
                 "CFG-TYPE", f"{path}: '{key}' is {values[key]!r}", f'Use an object, such as {{"{key}": {{...}}}}.'
             )
-    if zero_stage(values) == 0 and precision(values) in ("bf16", "fp16"):
+    zero = values.get("zero_optimization", {})
+    if zero.get("stage", 0) not in (0, 1, 2):
+        raise HomodistilError(
+            "CFG-STAGE", f"{path}: ZeRO stage {zero['stage']!r}", "Use stage 0, 1 or 2 in this version."
+        )
+    for block, key in ((zero, "offload_optimizer"), (zero, "offload_param"), (values, "data_types")):
+        if key in block:
+            raise HomodistilError(
+                "CFG-REFUSED-KEY", f"{path}: key '{key}'", "Not supported in this version: leave it out."
+            )
+    if precision(values) == "fp16":
+        raise HomodistilError(
+            "CFG-PRECISION", f"{path}: fp16", "Not supported in this version: use bf16, torch_autocast or float32."
+        )
+    if zero_stage(values) == 0 and precision(values) == "bf16":
         raise HomodistilError(
             "CFG-PRECISION",
-            f"{path}: {precision(values)} at ZeRO stage 0",
+            f"{path}: bf16 at ZeRO stage 0",
             "DeepSpeed 0.19 counts an optimizer step too many and does not scale the loss there: use stage 1 or "
             "higher, or float32 at stage 0.",
         )
-    if zero_stage(values) == 3:
-        raise HomodistilError("CFG-STAGE", f"{path}: ZeRO stage 3", "Use stage 0, 1 or 2 in this version.")
     return values
 
 

@@ -7,7 +7,6 @@ import importlib.metadata
 import importlib.util
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +16,29 @@ import deepspeed
 import torch
 from deepspeed.ops.adam import FusedAdam
 from deepspeed.ops.op_builder import FusedAdamBuilder
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 from homodistil_ds.config import OptimizerConfig
 from homodistil_ds.errors import HomodistilError
 
 Engine: TypeAlias = deepspeed.DeepSpeedEngine
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
+
+
+def check(ds_config: dict[str, Any], optimizer: OptimizerConfig) -> None:
+    """Refuse early what initialize would refuse late: values of the ZeRO block, an optimizer that is not installed.
+
+    Raises HomodistilError.
+    """
+    try:
+        DeepSpeedZeroConfig(**ds_config.get("zero_optimization", {}))
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise HomodistilError(
+            "CFG-ZERO", f"zero_optimization in the DeepSpeed configuration: {reason[:300]}", "Mend that value."
+        ) from error
+    if optimizer.name == "apex_fused_adam":
+        _apex_fused_adam()
 
 
 def prepare_op_folder() -> None:
@@ -98,14 +114,14 @@ def _build_fused_adam() -> str | None:
     whoever holds it knows that no build is running and that the file is stale.
     """
     folder = Path(os.environ["TORCH_EXTENSIONS_DIR"])
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "build.lock").open("w") as own_lock:
-        fcntl.flock(own_lock, fcntl.LOCK_EX)
-        (folder / FusedAdamBuilder.NAME / "lock").unlink(missing_ok=True)
-        try:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "build.lock").open("w") as own_lock:
+            fcntl.flock(own_lock, fcntl.LOCK_EX)
+            (folder / FusedAdamBuilder.NAME / "lock").unlink(missing_ok=True)
             FusedAdamBuilder().load(verbose=False)
-        except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
-            return f"DeepSpeed's fused Adam did not compile ({str(error).splitlines()[0]})"
+    except Exception as error:  # compilers, toolkits and file systems fail in many ways; torch's Adam works in all
+        return f"DeepSpeed's fused Adam could not be built ({type(error).__name__}: {str(error).strip()[:200]})"
     return None
 
 

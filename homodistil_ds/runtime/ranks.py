@@ -31,12 +31,23 @@ def start() -> None:
     if threads is not None:
         torch.set_num_threads(threads)
     if torch.cuda.is_available():
-        torch.cuda.set_device(device())
+        _take_gpu()
     # DeepSpeed compiles a shared-memory all-reduce at this point on every CPU machine. Training never calls it, its
     # build takes a minute, and it ignores the group's timeout; hence it is not built.
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     deepspeed.init_distributed(verbose=False, timeout=COLLECTIVE_TIMEOUT)
+
+
+def _take_gpu() -> None:
+    count = torch.cuda.device_count()
+    if int(os.environ["LOCAL_RANK"]) >= count:
+        raise HomodistilError(
+            "ENV-GPU",
+            f"local rank {os.environ['LOCAL_RANK']} has no GPU of its own: this machine shows {count}",
+            "Start one process per GPU, or hide the GPUs (CUDA_VISIBLE_DEVICES=) to train on the CPU.",
+        )
+    torch.cuda.set_device(device())
 
 
 def stop() -> None:
@@ -70,14 +81,16 @@ def mean(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def together(action: Callable[[], Result]) -> Result:
-    """Run `action` on every rank. If it raises HomodistilError on any, every rank raises the lowest rank's, so that no
-    rank waits for one that has left."""
+    """Run `action` on every rank. If it raises HomodistilError or OSError on any, every rank raises the lowest rank's,
+    so that no rank waits for one that has left."""
     error: HomodistilError | None = None
     result: Result | None = None
     try:
         result = action()
     except HomodistilError as raised:
         error = raised
+    except OSError as raised:
+        error = HomodistilError("ENV-FILE", str(raised), "Check that the folder exists, is writable and has room.")
     errors: list[HomodistilError | None] = [error]
     if world_size() > 1:
         errors = [None] * world_size()
@@ -92,26 +105,14 @@ def together(action: Callable[[], Result]) -> Result:
     return result  # type: ignore[return-value]
 
 
-def agree(digests: Mapping[str, int], step: int) -> None:
-    """Check that every rank holds the same 63-bit digest for each name.
-
-    Raises HomodistilError naming the first group that differs and the ranks that disagree with rank 0.
-    """
+def differing(digests: Mapping[str, int]) -> tuple[str, list[int]] | None:
+    """Compare 63-bit digests over ranks: the first name that differs from rank 0, and the ranks where it does."""
     if world_size() == 1:
-        return
+        return None
     own = torch.tensor(list(digests.values()), dtype=torch.int64, device=device())
     gathered = [torch.empty_like(own) for _ in range(world_size())]
     dist.all_gather(gathered, own)
-    differing = first_difference(list(digests), [row.tolist() for row in gathered])
-    if differing is not None:
-        name, ranks = differing
-        raise HomodistilError(
-            "DIST-MASKS-DIFFER",
-            f"step {step}: the masks of group '{name}' differ from rank 0 on ranks {ranks}",
-            "A rank computed with other data or broken memory. Restart from the last checkpoint; if it happens again, "
-            "leave the node of those ranks out.",
-            "Checkpoints written before this step are valid.",
-        )
+    return first_difference(list(digests), [row.tolist() for row in gathered])
 
 
 def first_difference(names: Sequence[str], rows: Sequence[Sequence[int]]) -> tuple[str, list[int]] | None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -108,14 +109,19 @@ def test_too_little_text_is_an_error(tokenizer: BertTokenizerFast, texts: list[s
 
 
 def test_cache_gives_back_what_was_packed(
-    corpus: Corpus, tokenizer: BertTokenizerFast, documents: list[str], tmp_path: Path
+    corpus: Corpus,
+    tokenizer: BertTokenizerFast,
+    documents: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source = tmp_path / "corpus.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
     cache = tmp_path / "new" / "cache"
     first = prepare([str(source)], tokenizer, LENGTH, 1000, cache)
-    source.write_text("")
-    second = prepare([str(source)], tokenizer, LENGTH, 1000, cache)
+    with monkeypatch.context() as patched:
+        patched.setattr("homodistil_ds.data.corpus.pack", None)
+        second = prepare([str(source)], tokenizer, LENGTH, 1000, cache)
     for one in (first, second):
         assert dataclasses.replace(one, train=None, held_out=None) == dataclasses.replace(
             corpus, train=None, held_out=None
@@ -126,6 +132,12 @@ def test_cache_gives_back_what_was_packed(
     assert [path.name for path in cache.parent.iterdir()] == ["cache"]
     with pytest.raises(HomodistilError, match="another sequence_length"):
         prepare([str(source)], tokenizer, LENGTH * 2, 1000, cache)
+    text = source.read_text()
+    source.write_text(text + text)
+    with pytest.raises(HomodistilError, match="another sources"):
+        prepare([str(source)], tokenizer, LENGTH, 1000, cache)
+    shutil.rmtree(cache)
+    prepare([str(source)], tokenizer, LENGTH, 1000, cache)
     with (cache / "train.npy").open("r+b") as stream:
         stream.truncate(200)
     with pytest.raises(HomodistilError, match="damaged") as caught:

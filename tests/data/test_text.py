@@ -144,12 +144,12 @@ def test_folder_without_documents_and_unknown_suffix(tmp_path: Path) -> None:
 
 
 def test_hub_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(name: str, **_: object) -> None:
+    def unreachable(name: str, part: str | None, **_: object) -> None:
         raise ConnectionError(f"Couldn't reach {name}")
 
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, **_: [{"text": name}])
-    assert list(read_documents(["owner/name"])) == ["owner/name"]
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, **_: [{"body": name}])
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, part, **_: [{"text": f"{name} {part}"}])
+    assert list(read_documents(["owner/name", "owner/name:part"])) == ["owner/name None", "owner/name part"]
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, part, **_: [{"body": name}])
     assert "body" in fault("owner/name").what
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     error = fault("owner/name")
