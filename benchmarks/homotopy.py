@@ -67,6 +67,8 @@ def main() -> None:
     flags.add_argument("--budgets", type=int, nargs="+", default=[150], help="optimizer steps")
     flags.add_argument("--compressions", type=float, nargs="+", default=[0.5, 0.25])
     flags.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    flags.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    flags.add_argument("--learning_rate", type=float, default=DEFAULT["learning_rate"])
     flags.add_argument("--batch", type=int, default=16, help="sequences of 128 tokens per step")
     flags.add_argument(
         "--map", nargs="*", choices=MAP, help="vary these settings (all if none is named), one at a time"
@@ -94,13 +96,17 @@ def target(plan: WidthPlan, compression: float) -> Widths:
 
 
 def arm_runs(given: argparse.Namespace, plan: WidthPlan) -> list[Run]:
-    """Homotopic, one-shot and random at equal steps; one-shot and random also at the homotopic run's FLOPs."""
+    """The arms at equal steps, one-shot also at the homotopic run's FLOPs."""
     runs = []
+    rate = given.learning_rate
+    changed, label = (
+        ({}, "") if rate == DEFAULT["learning_rate"] else ({"learning_rate": rate}, f" learning_rate {rate:g}")
+    )
     for seed, budget in itertools.product(given.seeds, given.budgets):
-        for arm, compression in itertools.product(ARMS, given.compressions):
+        for arm, compression in itertools.product(given.arms, given.compressions):
             schedule = schedule_of(plan, compression, budget, DEFAULT["pruning.end"])
             steps = equal_flops_steps(plan, schedule, budget) if "equal FLOPs" in arm else budget
-            runs.append(make_run(arm, compression, budget, seed, steps))
+            runs.append(make_run(arm + label, compression, budget, seed, steps, changed))
     return runs
 
 

@@ -10,6 +10,7 @@ from homodistil_ds.config import PruningConfig, RunConfig, StudentConfig
 def demo() -> RunConfig:
     """The embedded teacher to half its widths on the built-in corpus: minutes on two cores."""
     return RunConfig(
+        learning_rate=2e-3,
         student=StudentConfig(hidden_size=128, intermediate_size=512, num_attention_heads=8),
         pruning=PruningConfig(interval=5),
     )
