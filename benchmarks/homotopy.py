@@ -238,25 +238,39 @@ def spread(values: list[float]) -> str:
     return f"{mean:.3f}" if len(values) == 1 else f"{mean:.3f} ± {(max(values) - min(values)) / 2:.3f}"
 
 
+def by_rate(column: tuple[int, str]) -> tuple[int, float]:
+    budget, setting = column
+    return budget, float(setting.split()[-1]) if setting else DEFAULT["learning_rate"]
+
+
 def draw(folder: Path, rows: list[dict]) -> None:
-    """Discrepancy over steps, a panel per compression and budget, for the arms at equal steps."""
-    groups = {key: group for key, group in grouped(rows).items() if key[2] in ("homotopic", "one-shot", "random")}
-    panels = list(dict.fromkeys((compression, budget) for compression, budget, _ in groups))
-    if not panels:
-        return
-    figure = Figure(figsize=(4.6 * len(panels), 4), layout="constrained")
-    for place, (compression, budget) in enumerate(panels):
-        axes = figure.add_subplot(1, len(panels), place + 1)
+    """Discrepancy over steps: a row of panels per compression, a column per budget and setting that has both arms."""
+    groups = grouped(rows)
+    columns: dict[tuple[int, str], None] = {}
+    for compression, budget, arm in groups:
+        setting = arm.removeprefix("homotopic")
+        if (compression, budget, f"one-shot{setting}") in groups and arm.startswith("homotopic"):
+            columns[budget, setting] = None
+    compressions = list(dict.fromkeys(compression for compression, *_ in groups))
+    figure = Figure(figsize=(3.4 * len(columns), 2.8 * len(compressions)), layout="constrained")
+    for place, (compression, (budget, setting)) in enumerate(
+        itertools.product(compressions, sorted(columns, key=by_rate))
+    ):
+        axes = figure.add_subplot(len(compressions), len(columns), place + 1)
         for arm, colour in (("homotopic", "#0072B2"), ("one-shot", "#D55E00"), ("random", "#777777")):
-            for row in groups.get((compression, budget, arm), []):
+            for row in groups.get((compression, budget, f"{arm}{setting}"), []):
                 steps, values = zip(*row["curve"], strict=True)
                 axes.plot(steps, values, color=colour, alpha=0.8, label=arm if row["seed"] == 0 else None)
-        axes.set(title=f"{compression:.0%} of the widths, {budget} steps", xlabel="optimizer step", ylim=(0, 4))
+        title = setting.strip() or f"learning_rate {DEFAULT['learning_rate']:g}"
+        axes.set(title=f"{compression:.0%} of the widths, {budget} steps\n{title}", ylim=(0, 4))
         axes.grid(alpha=0.3)
+        if place % len(columns) == 0:
+            axes.set_ylabel("held-out KL (nats)")
         if place == 0:
-            axes.set_ylabel("held-out KL to the teacher (nats)")
-            axes.legend(frameon=False)
-    figure.savefig(folder / "discrepancy.png", dpi=110)
+            axes.legend(frameon=False, loc="lower right", fontsize="small")
+        if place >= len(columns) * (len(compressions) - 1):
+            axes.set_xlabel("optimizer step")
+    figure.savefig(folder / "discrepancy.png", dpi=90)
 
 
 if __name__ == "__main__":
