@@ -52,7 +52,7 @@ def main() -> None:
         shape = ["--student.hidden_size", "256", "--student.intermediate_size", "1024"]
         shape += ["--student.num_attention_heads", "8", "--student.dtype", "float16"]
         taught = ["--teacher", str(corrected / "student"), "--steps", str(given.distillation_steps)]
-        taught += ["--pruning.end", "0.4", "--pruning.interval", "5"]
+        taught += ["--learning_rate", "1e-3", "--pruning.end", "0.4", "--pruning.interval", "5"]
         run([*common, *taught, *shape, "--output_dir", str(embedded)])
     print(f"teacher: {embedded / 'student'}")
 

@@ -82,7 +82,7 @@ def _docstrings(node: ast.AST) -> Iterator[str]:
 
 
 def _looks_like_path(source: str) -> bool:
-    return source.count(os.sep) > 1 or source.startswith(("/", ".", "~")) or source.endswith(SUFFIXES)
+    return source.count(os.sep) > 1 or source.startswith(("/", ".", "~")) or source.endswith((*SUFFIXES, "/"))
 
 
 def _files(source: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import time
@@ -101,7 +102,12 @@ def _read_corpus(config: RunConfig, tokenizer: PreTrainedTokenizerBase, run_dir:
             raise HomodistilError(
                 "CFG-OUTPUT", f"--output_dir {run_dir} cannot be made: {error.strerror}", "Choose another folder."
             ) from error
-        read()
+        try:
+            read()
+        except HomodistilError:
+            with contextlib.suppress(OSError):
+                run_dir.rmdir()  # only if nothing is in it
+            raise
 
     def read() -> Corpus:
         cache = run_dir / "corpus"

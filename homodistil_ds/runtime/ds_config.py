@@ -127,8 +127,8 @@ def with_batch_sizes(values: dict[str, Any], global_batch: int, world_size: int)
         nearest = ", ".join(map(str, _nearest(global_batch, world_size, asked_micro)))
         raise HomodistilError(
             "CFG-BATCH",
-            f"--global_batch_size {global_batch} is not micro batch {asked_micro or 1} x {world_size} ranks x a whole "
-            "number",
+            f"--global_batch_size {global_batch} does not divide into {world_size} ranks x whole micro batches of "
+            f"{asked_micro or 1} (or of a rank's share, if that is smaller)",
             f"Nearest that fit: {nearest}; or change train_micro_batch_size_per_gpu.",
         )
     derived = dict(zip(sizes, (global_batch, *split), strict=True))

@@ -19,7 +19,7 @@ from deepspeed.ops.op_builder import FusedAdamBuilder
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 from homodistil_ds.config import OptimizerConfig
-from homodistil_ds.errors import HomodistilError
+from homodistil_ds.errors import HomodistilError, did_you_mean
 
 Engine: TypeAlias = deepspeed.DeepSpeedEngine
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
@@ -30,8 +30,13 @@ def check(ds_config: dict[str, Any], optimizer: OptimizerConfig) -> None:
 
     Raises HomodistilError.
     """
+    zero = ds_config.get("zero_optimization", {})
+    for key in zero:
+        if key not in DeepSpeedZeroConfig.model_fields:
+            remedy = did_you_mean(key, DeepSpeedZeroConfig.model_fields)
+            raise HomodistilError("CFG-UNKNOWN-KEY", f"zero_optimization: unknown DeepSpeed key '{key}'", remedy)
     try:
-        DeepSpeedZeroConfig(**ds_config.get("zero_optimization", {}))
+        DeepSpeedZeroConfig(**zero)
     except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise HomodistilError(
