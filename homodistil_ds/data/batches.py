@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from homodistil_ds.data.corpus import Batch, Corpus, Masking, Order, masked_batch
+from homodistil_ds.data.corpus import Corpus, Order
+from homodistil_ds.data.masking import Batch, Masking, masked_batch
 
 HELD_OUT_SEED = 1_234_567  # the same masks in every run, so that held-out losses compare
 

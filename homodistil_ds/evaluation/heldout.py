@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from homodistil_ds.data.corpus import Batch
+from homodistil_ds.data.masking import Batch
 from homodistil_ds.distillation.losses import Inputs, kl, mlm
 from homodistil_ds.models.forward import Activations
 from homodistil_ds.runtime import ranks

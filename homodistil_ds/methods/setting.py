@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from homodistil_ds.config import RunConfig
 from homodistil_ds.data.batches import Batches
-from homodistil_ds.data.corpus import Corpus, Order, masking_for, prepare
+from homodistil_ds.data.corpus import Corpus, Order, prepare
+from homodistil_ds.data.masking import masking_for
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.evaluation.report import versions
 from homodistil_ds.models.families import plan_for, target_widths

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from homodistil_ds.data.batches import Batches
-from homodistil_ds.data.corpus import Batch, Corpus, Masking, Order
+from homodistil_ds.data.corpus import Corpus, Order
+from homodistil_ds.data.masking import Batch, Masking
 
 TRAIN, HELD_OUT, LENGTH, GLOBAL = 20, 11, 18, 8
 SPLITS = [(world, micro) for world in (1, 2, 4) for micro in (1, 2, 4, 8) if world * micro <= GLOBAL]

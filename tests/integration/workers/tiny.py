@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from homodistil_ds.config import LossConfig, OptimizerConfig, RunConfig
 from homodistil_ds.data.batches import Batches
-from homodistil_ds.data.corpus import Order, masking_for, prepare
+from homodistil_ds.data.corpus import Order, prepare
+from homodistil_ds.data.masking import masking_for
 from homodistil_ds.distillation.objective import Objective
 from homodistil_ds.models.families import plan_for
 from homodistil_ds.models.forward import Student
