@@ -54,6 +54,7 @@ class Stage:
         for step in range(self.first_step, self.config.steps + 1):
             set_learning_rate(self.engine, learning_rate(self.config, step))
             terms: list[dict[str, torch.Tensor]] = []
+            student_heads, head_origins = self.student_heads(), self.origins()
             for batch in self.batches.micro_batches(step):
                 batch = batch.to(ranks.device())
                 shown = self.teach(batch.input_ids, batch.positions, self.objective.teacher_reads())
@@ -64,8 +65,8 @@ class Stage:
                         teacher=shown,
                         labels=batch.labels,
                         temperature=self.objective.temperature,
-                        student_heads=self.student_heads(),
-                        head_origins=self.origins(),
+                        student_heads=student_heads,
+                        head_origins=head_origins,
                     )
                 )
                 self.engine.backward(total)

@@ -45,7 +45,7 @@ class Setting:
 
     @property
     def train_dtype(self) -> torch.dtype:
-        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(ds_config.precision(self.ds_config), torch.float32)
+        return torch.bfloat16 if ds_config.precision(self.ds_config) == "bf16" else torch.float32
 
 
 def prepare_setting(config: RunConfig, machine: dict[str, Any], command: str, head_may_be_missing: bool) -> Setting:

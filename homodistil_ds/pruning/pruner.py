@@ -46,7 +46,7 @@ class Pruner:
             raise HomodistilError(
                 "NUM-IMPORTANCE",
                 f"step {step}: the importance of some neurons is not a finite number",
-                "Lower --learning_rate, or train in bf16 or float32 instead of fp16.",
+                "Lower --learning_rate, or train in float32.",
                 "No mask was changed by it; checkpoints written before this step are valid.",
             )
         self.masks.narrow(values, widths)

@@ -29,7 +29,7 @@ REFUSED_KEYS = {
     "wandb": "Curves are written to <output_dir>/tb; this block is not used.",
     "csv_monitor": "Curves are written to <output_dir>/tb; this block is not used.",
     "comet": "Curves are written to <output_dir>/tb; this block is not used.",
-    "amp": "DeepSpeed 0.19 has no amp block: use bf16, fp16 or torch_autocast.",
+    "amp": "DeepSpeed 0.19 has no amp block: use bf16 or torch_autocast.",
     "elasticity": "Not supported by DeepSpeed 0.19: the accumulation is derived from --global_batch_size instead.",
     "compression_training": "Pruning is this program's own work: use the --student and --pruning flags.",
     "sparse_gradients": "Not supported by DeepSpeed 0.19.",

@@ -1,4 +1,4 @@
-"""The process group: who am I, wait for all, add up, agree. It works with one process; it knows no model."""
+"""The process group: who am I, fail together, add up, compare. It works with one process; it knows no model."""
 
 from __future__ import annotations
 
@@ -61,11 +61,6 @@ def rank() -> int:
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def barrier() -> None:
-    if world_size() > 1:
-        dist.barrier()
 
 
 def add_up(tensor: torch.Tensor) -> torch.Tensor:

@@ -123,9 +123,7 @@ def start() -> Tiny:
     source, tokenizer = load_teacher(settings["teacher"])
     plan = plan_for(source.config)
     arguments = ([settings["corpus"]], tokenizer, SEQUENCE_LENGTH, 16, Path(settings["out"], "corpus"))
-    if ranks.rank() == 0:
-        prepare(*arguments)
-    ranks.barrier()
+    ranks.together(lambda: prepare(*arguments) if ranks.rank() == 0 else None)
     corpus = prepare(*arguments)
     batches = Batches(
         corpus=corpus,
