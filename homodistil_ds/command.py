@@ -7,17 +7,19 @@ import contextlib
 import importlib
 import io
 import sys
+import time
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import tyro
 
 from homodistil_ds.config import RunConfig, load_run_config
 from homodistil_ds.errors import HomodistilError, did_you_mean
+from homodistil_ds.machine import PLACEMENTS, Machine
 from homodistil_ds.presets import PRESETS
-from homodistil_ds.runtime import ds_config, launch
+from homodistil_ds.runtime import console, ds_config, exit_reason, guard, launch
 
 DEFAULT_MACHINE = Path(__file__).resolve().parent.parent / "ds_configs" / "zero2.json"
 DESCRIPTION = """Distil a teacher into a smaller plain Hugging Face model while its neurons are pruned.
@@ -25,6 +27,13 @@ DESCRIPTION = """Distil a teacher into a smaller plain Hugging Face model while 
 Flags of the machine, read first:
   --deepspeed_config FILE  DeepSpeed configuration: ZeRO stage, precision, micro batch
                            (default: ds_configs/zero2.json)
+  --deepspeed_config_after_cuts FILE
+                           another one, from the first cut on after which it needs no more
+                           memory per rank than the run began with
+  --teacher_placement      auto, replicated (whole on each rank), zero3 (in pieces over the
+                           ranks) or cpu_offload (those pieces in host memory)
+  --resume                 never, auto (the newest whole checkpoint of --output_dir) or the
+                           path of a checkpoint or run; nothing to resume from is an error
   --preset NAME            run to start from (default: demo): {presets}
   --config FILE            start from a saved run_config.json instead of a preset
   --debug                  show the traceback of an error
@@ -34,30 +43,53 @@ The flags below then change single values of that run."""
 
 def main(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
-    first = launch.is_first_rank()
-    debug = "--debug" in arguments
-    warnings.filterwarnings("default" if debug else "ignore", category=FutureWarning)
-    try:
-        config, machine = parse(arguments, first)
+
+    def run() -> None:
+        config, machine = parse(arguments, launch.is_first_rank())
         # Only now: torch, transformers and DeepSpeed take seconds to import, --help should not.
         methods = importlib.import_module("homodistil_ds.methods")
-        methods.run_method(config, machine, arguments)
+        with methods.process_group(config.method):
+            methods.run_method(config, machine, methods.command_of("homodistil_ds/train.py", arguments))
+
+    return to_the_end(run, debug="--debug" in arguments)
+
+
+def to_the_end(run: Callable[[], None], debug: bool) -> int:
+    """Run it on this rank; returns the exit code, after one block of words from rank 0 if it fails."""
+    first = launch.is_first_rank()
+    warnings.filterwarnings("default" if debug else "ignore", category=FutureWarning)
+    try:
+        run()
     except HomodistilError as error:
         if debug:
             traceback.print_exc()
-        elif first:
-            print(error.block(), file=sys.stderr, flush=True)
+        if first:
+            exit_reason.tell_launcher(error.exit_code, error.error_id, error.what)
+        if first or error.error_id in ("DIST-LOST-RANK", "ENV-GPU"):  # those rank 0 may never hear of
+            console.call_out(error.block())
+        else:
+            console.note(error.block())
+        if not first:
+            let_rank_0_speak()
         return error.exit_code
+    if first:
+        exit_reason.tell_launcher(0, "DONE", "the run is complete")
     return 0
 
 
-def parse(arguments: list[str], first: bool) -> tuple[RunConfig, dict[str, Any]]:
-    """The run configuration and the DeepSpeed configuration.
+def let_rank_0_speak() -> None:
+    """Launchers end all ranks when one leaves with a code. While nothing trains yet, rank 0 may be far behind."""
+    time.sleep(10.0 if guard.leaves_at_once() else 1.0)
+
+
+def parse(arguments: list[str], first: bool) -> tuple[RunConfig, Machine]:
+    """The run configuration and the facts of the machine.
 
     Raises HomodistilError, and SystemExit(2) after tyro's own message for a flag it does not know.
     """
     flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in ("deepspeed_config", "preset", "config", "local_rank"):
+    names = ("deepspeed_config", "deepspeed_config_after_cuts", "teacher_placement", "resume")
+    for name in (*names, "preset", "config", "local_rank"):
         flags.add_argument(*dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")), dest=name)
     flags.add_argument("--debug", action="store_true")
     try:
@@ -65,17 +97,37 @@ def parse(arguments: list[str], first: bool) -> tuple[RunConfig, dict[str, Any]]
     except argparse.ArgumentError as error:
         raise HomodistilError("CFG-FLAG", str(error), "See --help.") from error
     default = starting_point(machine.preset, machine.config)
-    with contextlib.redirect_stderr(sys.stderr if first else io.StringIO()):
-        config = tyro.cli(
-            RunConfig,
-            args=rest,
-            default=default,
-            prog="train.py",
-            description=DESCRIPTION.format(presets=", ".join(PRESETS)),
-            use_underscores=True,
-            console_outputs=first,
-        )
-    return config, ds_config.read(Path(machine.deepspeed_config or DEFAULT_MACHINE))
+    try:
+        with contextlib.redirect_stderr(sys.stderr if first else io.StringIO()):
+            config = tyro.cli(
+                RunConfig,
+                args=rest,
+                default=default,
+                prog="train.py",
+                description=DESCRIPTION.format(presets=", ".join(PRESETS)),
+                use_underscores=True,
+                console_outputs=first,
+            )
+    except SystemExit as left:
+        if left.code and first:
+            exit_reason.tell_launcher(2, "CFG-FLAG", "a flag is not known or has no such value")
+        elif left.code:
+            let_rank_0_speak()
+        raise
+    return config, machine_of(machine)
+
+
+def machine_of(flags: argparse.Namespace) -> Machine:
+    placement = flags.teacher_placement or "auto"
+    if placement not in PLACEMENTS:
+        raise HomodistilError("CFG-FLAG", f"--teacher_placement {placement}", did_you_mean(placement, PLACEMENTS))
+    later = flags.deepspeed_config_after_cuts
+    return Machine(
+        ds_config=ds_config.read(Path(flags.deepspeed_config or DEFAULT_MACHINE)),
+        ds_config_after_cuts=ds_config.read(Path(later)) if later else None,
+        teacher_placement=placement,
+        resume=flags.resume or "never",
+    )
 
 
 def starting_point(preset: str | None, saved: str | None) -> RunConfig:

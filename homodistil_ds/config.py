@@ -10,14 +10,10 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from homodistil_ds.errors import HomodistilError, did_you_mean
+from homodistil_ds.errors import HomodistilError, did_you_mean, require
+from homodistil_ds.task_config import MixupConfig, TaskConfig, TaskLossConfig
 
 BUILTIN = "builtin"  # names the embedded teacher and the corpus that every Python installation carries
-
-
-def _require(name: str, value: object, holds: bool, remedy: str) -> None:
-    if not holds:
-        raise HomodistilError("CFG-RANGE", f"{name}: {value}", remedy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +26,22 @@ class StudentConfig:
     """Feed-forward width at the end."""
     num_attention_heads: int | None = None
     """Attention heads per layer at the end; the head size is hidden_size / num_attention_heads."""
+    num_hidden_layers: int | None = None
+    """Layers, from the start; fewer than the teacher's are taken from it as `layers` says."""
+    layers: Literal["uniform", "first"] = "uniform"
+    """Which layers of the teacher a shallower student starts from and is compared with: the last of each of its
+    equal stretches, or the first ones."""
     init: Literal["teacher", "random"] = "teacher"
-    """teacher: start as a copy and be pruned. random: start small with random weights (a baseline)."""
+    """teacher: start as a copy and be pruned. random: start small with random weights (a baseline); its heads are
+    compared with the teacher's first ones."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Number format of the saved student; auto is the teacher's."""
+
+    @property
+    def is_reshaped(self) -> bool:
+        """Whether it is to be anything but a copy of the model that it starts from."""
+        sizes = (self.hidden_size, self.intermediate_size, self.num_attention_heads, self.num_hidden_layers)
+        return any(size is not None for size in sizes) or self.init != "teacher"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +62,9 @@ class PruningConfig:
     def __post_init__(self) -> None:
         shares = f"start {self.start} and end {self.end}"
         in_order = 0.0 <= self.start <= self.end <= 1.0
-        _require("pruning", shares, in_order, "Use 0 <= start <= end <= 1; equal values prune in one shot.")
-        _require("pruning.interval", self.interval, self.interval >= 1, "Use 1 or more.")
-        _require("pruning.beta", self.beta, 0.0 <= self.beta < 1.0, "Use 0 or more, below 1.")
+        require("pruning", shares, in_order, "Use 0 <= start <= end <= 1; equal values prune in one shot.")
+        require("pruning.interval", self.interval, self.interval >= 1, "Use 1 or more.")
+        require("pruning.beta", self.beta, 0.0 <= self.beta < 1.0, "Use 0 or more, below 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,16 +76,29 @@ class LossConfig:
     hidden: float = 1.0
     attention: float = 1.0
     embedding: float = 1.0
+    cosine: float = 0.0
+    """(B2) direction of the last layer's states; needs the teacher's hidden size. DistilBERT's."""
+    scores: float = 0.0
+    """(B3) attention scores before the softmax, all layers. TinyBERT's."""
+    attention_kl: float = 0.0
+    """(B4) KL of the last layer's attention maps. MiniLM's."""
+    value_relation: float = 0.0
+    """(B4) KL of the last layer's relations between values. MiniLM's."""
+    relation: float = 0.0
+    """(B5) KL of the last layer's relations between queries, keys and values in relation_heads heads. MiniLMv2's."""
+    relation_heads: int = 12
+    """Heads that queries, keys and values are cut into for `relation`; must divide hidden sizes of both models."""
     temperature: float = 1.0
     """Softmax temperature of the kl term (H10)."""
 
     def __post_init__(self) -> None:
-        weights = {name: value for name, value in vars(self).items() if name != "temperature"}
+        weights = {name: value for name, value in vars(self).items() if name not in ("temperature", "relation_heads")}
         for name, value in weights.items():
-            _require(f"loss.{name}", value, math.isfinite(value) and value >= 0, "Use 0 or more.")
-        _require("loss", "all weights are 0", any(weights.values()), "Give at least one term a weight above 0.")
+            require(f"loss.{name}", value, math.isfinite(value) and value >= 0, "Use 0 or more.")
+        require("loss", "all weights are 0", any(weights.values()), "Give at least one term a weight above 0.")
+        require("loss.relation_heads", self.relation_heads, self.relation_heads >= 1, "Use 1 or more.")
         tau = self.temperature
-        _require("loss.temperature", tau, math.isfinite(tau) and tau > 0, "Use a number above 0.")
+        require("loss.temperature", tau, math.isfinite(tau) and tau > 0, "Use a number above 0.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,27 +116,31 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
-            _require(f"optimizer.{name}", value, 0.0 <= value < 1.0, "Use 0 or more, below 1.")
-        _require("optimizer.eps", self.eps, math.isfinite(self.eps) and self.eps > 0, "Use a number above 0.")
+            require(f"optimizer.{name}", value, 0.0 <= value < 1.0, "Use 0 or more, below 1.")
+        require("optimizer.eps", self.eps, math.isfinite(self.eps) and self.eps > 0, "Use a number above 0.")
         decay = self.weight_decay
-        _require("optimizer.weight_decay", decay, math.isfinite(decay) and decay >= 0, "Use 0 or more.")
-        _require("optimizer.warmup", self.warmup, 0.0 <= self.warmup <= 1.0, "Use a share between 0 and 1.")
+        require("optimizer.weight_decay", decay, math.isfinite(decay) and decay >= 0, "Use 0 or more.")
+        require("optimizer.warmup", self.warmup, 0.0 <= self.warmup <= 1.0, "Use a share between 0 and 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One run. Saved as run_config.json in the run directory and read back with --config."""
 
-    method: Literal["homodistil", "pretrain"] = "homodistil"
-    """homodistil: prune and distil a student. pretrain: masked-language-model training without a teacher."""
+    method: Literal["homodistil", "pretrain", "finetune", "mixkd"] = "homodistil"
+    """homodistil: prune and distil a student. pretrain: masked-language-model training without a teacher. finetune: a
+    model learns a task. mixkd: a model learns a task from a teacher that knows it."""
     teacher: str = BUILTIN
-    """Folder or hub name of the teacher; 'builtin' is the small BERT inside this package."""
+    """Folder or hub name of the teacher; 'builtin' is the small BERT inside this package. A teacher of mixkd that has
+    not learnt the task yet learns it first."""
+    model: str = BUILTIN
+    """Folder or hub name of the model that learns a task (finetune, mixkd)."""
     corpus: tuple[str, ...] = (BUILTIN,)
-    """Files or folders (.txt .jsonl .parquet, also .gz .xz .zst), a hub data set name, or 'builtin'."""
+    """Files or folders (.txt .jsonl .parquet, also .gz .xz .zst), a hub data set, 'builtin', or one prepared folder."""
     output_dir: str = "runs/demo"
-    """Run directory; must not hold a run yet."""
+    """Run directory; must not hold a run yet, unless that is resumed."""
     steps: int = 300
-    """Optimizer steps."""
+    """Optimizer steps; 0 leaves them to the epochs of a task."""
     seed: int = 0
     global_batch_size: int = 32
     """Sequences per optimizer step, over all ranks and accumulation steps."""
@@ -133,37 +158,64 @@ class RunConfig:
     """Steps between log lines."""
     save_interval: int = 0
     """Steps between checkpoints; 0 saves one at the end only."""
+    save_total_limit: int = 2
+    """Newest checkpoints to keep."""
+    cuts: int = 8
+    """At most how often masked neurons are taken out of the running student; 0 keeps them, masked, to the end."""
+    step_timeout: float = 900.0
+    """Seconds without a finished step after which a run counts as hung and ends."""
+    save_student: bool = True
+    """Whether a task leaves its trained model behind; without it only figures and predictions."""
     student: StudentConfig = field(default_factory=StudentConfig)
     pruning: PruningConfig = field(default_factory=PruningConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    task_loss: TaskLossConfig = field(default_factory=TaskLossConfig)
+    mixup: MixupConfig = field(default_factory=MixupConfig)
 
     def __post_init__(self) -> None:
         for name, low in (
-            ("steps", 1),
+            ("steps", 0 if self.method in ("finetune", "mixkd") else 1),
             ("global_batch_size", 1),
             ("sequence_length", 8),
             ("held_out_sequences", 1),
             ("log_interval", 1),
             ("eval_interval", 0),
             ("save_interval", 0),
+            ("save_total_limit", 1),
+            ("cuts", 0),
         ):
-            _require(name, getattr(self, name), getattr(self, name) >= low, f"Use {low} or more.")
+            require(name, getattr(self, name), getattr(self, name) >= low, f"Use {low} or more.")
+        require("step_timeout", self.step_timeout, self.step_timeout > 0, "Use a number of seconds above 0.")
         positive = math.isfinite(self.learning_rate) and self.learning_rate > 0
-        _require("learning_rate", self.learning_rate, positive, "Use a number above 0.")
+        require("learning_rate", self.learning_rate, positive, "Use a number above 0.")
         inside = 0.0 < self.mask_probability < 1.0
-        _require("mask_probability", self.mask_probability, inside, "Use a share between 0 and 1, such as 0.15.")
-        _require("seed", self.seed, -(2**63) <= self.seed < 2**63, "Use a number of 64 bits.")
+        require("mask_probability", self.mask_probability, inside, "Use a share between 0 and 1, such as 0.15.")
+        require("seed", self.seed, -(2**63) <= self.seed < 2**63, "Use a number of 64 bits.")
         if self.method == "pretrain":
             self._check_pretrain()
+        if self.method in ("finetune", "mixkd"):
+            self._check_task()
+
+    def _check_task(self) -> None:
+        remedy = (
+            f"Start from --preset {self.method} and leave the --student flags out; --model is what learns the task."
+        )
+        require(
+            f"method {self.method}", "it keeps the model's own shape and weights", not self.student.is_reshaped, remedy
+        )
+        teaches = self.task_loss.learns_from_teacher
+        remedy = "Use --method mixkd, which has a teacher, or set --task_loss.kd, .mixed_kd and .patience to 0."
+        require("method finetune", "a loss needs a teacher", self.method != "finetune" or not teaches, remedy)
+        remedy = "Give --task_loss.kd, .mixed_kd or .patience a weight, or use --method finetune."
+        require("method mixkd", "no loss reads the teacher", self.method != "mixkd" or teaches, remedy)
 
     def _check_pretrain(self) -> None:
-        student = self.student
-        sizes = (student.hidden_size, student.intermediate_size, student.num_attention_heads)
-        changed = any(size is not None for size in sizes) or student.init != "teacher"
+        changed = self.student.is_reshaped
         remedy = "Leave the --student flags out and start from --preset correct_teacher."
-        _require("method pretrain", "it keeps the model's own widths and weights", not changed, remedy)
-        _require("method pretrain", "loss.mlm is 0", self.loss.mlm > 0, "Its only loss is mlm: use a weight above 0.")
+        require("method pretrain", "it keeps the model's own widths and weights", not changed, remedy)
+        require("method pretrain", "loss.mlm is 0", self.loss.mlm > 0, "Its only loss is mlm: use a weight above 0.")
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"

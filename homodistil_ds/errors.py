@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-EXIT_CODES = {"CFG": 2, "ENV": 3, "DATA": 4, "CKPT": 5, "NUM": 6, "DIST": 7}
+EXIT_CODES = {"CFG": 2, "ENV": 3, "DATA": 4, "CKPT": 5, "NUM": 6, "DIST": 7, "STOP": 75}
 NOTHING_STARTED = "Nothing was started, nothing was changed."
 
 
@@ -34,6 +34,12 @@ class HomodistilError(Exception):
         """The message as printed: one block of indented lines."""
         body = [line for part in (self.remedy, self.kept) for line in part.splitlines()]
         return "\n".join([f"homodistil_ds: error[{self.error_id}] {self.what}", *(f"  {line}" for line in body)])
+
+
+def require(name: str, value: object, holds: bool, remedy: str) -> None:
+    """Raises HomodistilError CFG-RANGE unless the value of the setting `name` may be what it is."""
+    if not holds:
+        raise HomodistilError("CFG-RANGE", f"{name}: {value}", remedy)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

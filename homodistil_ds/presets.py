@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal
 
-from homodistil_ds.config import PruningConfig, RunConfig, StudentConfig
+from homodistil_ds.config import LossConfig, OptimizerConfig, PruningConfig, RunConfig, StudentConfig
+from homodistil_ds.task_config import TaskConfig, TaskLossConfig
 
 
 def demo() -> RunConfig:
@@ -65,7 +68,103 @@ def homobert_tiny() -> RunConfig:
     return _homobert(224, 896, 7, 6e-4, "homobert_tiny")
 
 
-PRESETS: dict[str, Callable[[], RunConfig]] = {
-    function.__name__: function
-    for function in (demo, correct_teacher, homobert_base, homobert_small, homobert_xsmall, homobert_tiny)
-}
+NO_LOSS: dict[str, Any] = {name: 0.0 for name in ("mlm", "kl", "hidden", "attention", "embedding")}
+
+
+def _baseline(name: str, loss: LossConfig, student: StudentConfig, optimizer: OptimizerConfig) -> RunConfig:
+    """The published recipe of HomoDistil with another objective and start."""
+    return replace(homobert_base(), output_dir=f"runs/{name}", learning_rate=5e-4, loss=loss, student=student,
+                   optimizer=optimizer, cuts=0)  # fmt: skip
+
+
+def distilbert() -> RunConfig:
+    """DistilBERT (B2): half of BERT-base's layers at its width, 5 KL at temperature 2, 2 MLM, 1 cosine."""
+    loss = LossConfig(**{**NO_LOSS, "mlm": 2.0, "kl": 5.0, "cosine": 1.0}, temperature=2.0)
+    adam = OptimizerConfig(beta2=0.98, warmup=0.05)
+    return _baseline("distilbert", loss, StudentConfig(num_hidden_layers=6), adam)
+
+
+def tinybert() -> RunConfig:
+    """TinyBERT's general stage (B3): 4 random layers of 312, attention scores and states against every third layer."""
+    loss = LossConfig(**{**NO_LOSS, "hidden": 1.0, "embedding": 1.0, "scores": 1.0})
+    return _baseline("tinybert", loss, _random(312, 1200, 4), OptimizerConfig())
+
+
+def minilm() -> RunConfig:
+    """MiniLM (B4): 6 random layers of 384, the last layer's attention and value relations."""
+    loss = LossConfig(**{**NO_LOSS, "attention_kl": 1.0, "value_relation": 1.0})
+    return _baseline("minilm", loss, _random(384, 1536, 6), OptimizerConfig())
+
+
+def minilmv2() -> RunConfig:
+    """MiniLMv2 (B5): 6 random layers of 384, the last layer's relations of queries, keys and values in 48 heads."""
+    loss = LossConfig(**{**NO_LOSS, "relation": 1.0}, relation_heads=48)
+    return _baseline("minilmv2", loss, _random(384, 1536, 6), OptimizerConfig())
+
+
+def plain_kd() -> RunConfig:
+    """Logits alone (B1): half of BERT-base's layers, MLM and KL."""
+    loss = LossConfig(**{**NO_LOSS, "mlm": 1.0, "kl": 1.0})
+    return _baseline("plain_kd", loss, StudentConfig(num_hidden_layers=6), OptimizerConfig())
+
+
+def _random(hidden: int, ffn: int, layers: int) -> StudentConfig:
+    return StudentConfig(
+        init="random", hidden_size=hidden, intermediate_size=ffn, num_attention_heads=12, num_hidden_layers=layers
+    )
+
+
+def masks_at_the_end() -> RunConfig:
+    """As DeepSpeed's own masks do it: by magnitude, at once, compacted after training; homobert_small's size."""
+    pruning = PruningConfig(start=0.1, end=0.1, criterion="magnitude", interval=100)
+    return replace(homobert_small(), output_dir="runs/masks_at_the_end", pruning=pruning, cuts=0)
+
+
+def one_shot() -> RunConfig:
+    """All of homobert_small's pruning after the warm-up's first steps, the same losses after it."""
+    pruning = PruningConfig(start=0.01, end=0.01, interval=100)
+    return replace(homobert_small(), output_dir="runs/one_shot", pruning=pruning)
+
+
+def finetune() -> RunConfig:
+    """A model learns a task of GLUE: --model and --task.name."""
+    return _on_task("finetune", "finetune", TaskLossConfig())
+
+
+def mixkd() -> RunConfig:
+    """MixKD (X5): the task's loss, student mixup and teacher mixup, squared error of logits, Beta(0.4, 0.4)."""
+    return _on_task("mixkd", "mixkd", TaskLossConfig(mixed_task=1.0, mixed_kd=1.0))
+
+
+def task_kd() -> RunConfig:
+    """Plain distillation of a task: what mixkd is without mixing."""
+    return _on_task("task_kd", "mixkd", TaskLossConfig(kd=1.0))
+
+
+def pkd() -> RunConfig:
+    """PKD (B6): labels, logits at temperature 10 and the [CLS] states of all layers but the last (PKD-skip).
+
+    Its students start as the teacher's first layers: homodistil with --student.layers first.
+    """
+    loss = TaskLossConfig(task=0.5, kd=0.5, patience=100.0, distance="kl", temperature=10.0)
+    return _on_task("pkd", "mixkd", loss)
+
+
+def _on_task(name: str, method: Literal["finetune", "mixkd"], loss: TaskLossConfig) -> RunConfig:
+    return RunConfig(
+        method=method,
+        output_dir=f"runs/{name}",
+        steps=0,
+        learning_rate=5e-5,
+        eval_interval=0,
+        task=TaskConfig(),
+        task_loss=loss,
+    )
+
+
+_FUNCTIONS = (
+    *(demo, correct_teacher, homobert_base, homobert_small, homobert_xsmall, homobert_tiny),
+    *(distilbert, tinybert, minilm, minilmv2, plain_kd, one_shot, masks_at_the_end),
+    *(finetune, mixkd, task_kd, pkd),
+)
+PRESETS: dict[str, Callable[[], RunConfig]] = {function.__name__: function for function in _FUNCTIONS}

@@ -1,97 +1,184 @@
-"""The loop: train a student on a corpus, with a teacher and a pruner or without. Every method runs through here."""
+"""The loop: train a student, with a teacher and a pruner or without. Every method runs through here."""
 
 from __future__ import annotations
 
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 import torch
-from transformers import PreTrainedModel
 
 from homodistil_ds.config import RunConfig
-from homodistil_ds.data.batches import Batches
+from homodistil_ds.data.batches import Source, TrainBatch
 from homodistil_ds.distillation.losses import Inputs
 from homodistil_ds.distillation.objective import Objective
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.evaluation.figures import mask_heatmap
-from homodistil_ds.evaluation.heldout import evaluate
-from homodistil_ds.models.forward import Activations, Read, forward
+from homodistil_ds.evaluation.heldout import Forward
+from homodistil_ds.models.forward import Activations, Read
 from homodistil_ds.models.width import WidthPlan, Widths
 from homodistil_ds.pruning.pruner import Pruner
-from homodistil_ds.runtime import ranks
-from homodistil_ds.runtime.engine import Engine, set_learning_rate
+from homodistil_ds.runtime import carry, guard, pace, ranks
+from homodistil_ds.runtime.engine import Engine, dispose, set_learning_rate, take_step
 from homodistil_ds.runtime.monitor import Monitor
+from homodistil_ds.runtime.shards import loss_scale, state_shards
+from homodistil_ds.runtime.watchdog import Watchdog
+
+LESS_STEEP = (
+    "Begin anew with a lower --learning_rate or longer --optimizer.warmup, or go on in bf16 or float32 (--resume auto)."
+)
+SHOWN = 3  # losses on the console: the total and the first terms
+MOST_OVERFLOWS = 40  # of one step in a row; a loss scale of 2^32 is at 1 by then
 
 
 @dataclass(kw_only=True)
 class Stage:
     """Training with a fixed teacher and objective for `config.steps` optimizer steps.
 
-    `save(step)` writes a checkpoint. A student that is not pruned has `fixed_widths` and `head_origins`: per layer, the
-    teacher's head behind each of its own; a pruned student's come from its masks.
+    `build(widths)` makes an engine around a blank student, for cuts; `milestones` maps a step to the physical widths
+    that the student is cut to after it. `save(step)` writes a checkpoint and returns its folder. A student that is not
+    pruned has `fixed_widths` and `head_origins`: per layer, the teacher's head behind each of its own; a pruned
+    student's come from its masks. `layer_map` names the teacher's layer behind each of a shallower student's.
+    `measure(student, teacher)` gives the figures of what is not trained on. `loop_seconds` and `loop_cpu_seconds` are
+    what `run` took on this rank, `measured_cpu_seconds` the part of it that `evaluate` took.
     """
 
     config: RunConfig
     engine: Engine
     plan: WidthPlan
-    teacher: PreTrainedModel | None
+    teacher: torch.nn.Module | None  # models.forward.Teacher, or the engine around one
     objective: Objective
-    batches: Batches
+    batches: Source
+    measure: Callable[[Forward, Forward | None], dict[str, float]]
     monitor: Monitor
     pruner: Pruner | None
-    save: Callable[[int], None]
+    build: Callable[[Widths], Engine]
+    save: Callable[[int], Path]
+    watchdog: Watchdog
     fixed_widths: Widths
+    milestones: Mapping[int, Widths] = field(default_factory=dict)
     head_origins: list[torch.Tensor] = field(default_factory=list)
+    layer_map: tuple[int, ...] = ()
     first_step: int = 1
     history: list[dict[str, float]] = field(default_factory=list)
+    loop_seconds: float = 0.0
+    loop_cpu_seconds: float = 0.0
+    measured_cpu_seconds: float = 0.0
+    pace: pace.Pace = field(default_factory=pace.Pace)
 
     def run(self) -> None:
-        """Train; `history` gains one row of losses and widths per log line and per held-out evaluation."""
+        """Train; `history` gains one row of losses and widths per log line and per held-out evaluation.
+
+        Raises HomodistilError: STOP-SIGNAL after a save, if this job was asked to stop.
+        """
+        if stop := ranks.agree_to_stop(guard.reason()):
+            raise stopped(stop, self.first_step - 1, "Nothing had been done since the start.")
         logged, logged_at = self.first_step - 1, time.perf_counter()
         for step in range(self.first_step, self.config.steps + 1):
-            set_learning_rate(self.engine, learning_rate(self.config, step))
-            terms: list[dict[str, torch.Tensor]] = []
-            student_heads, head_origins = self.student_heads(), self.origins()
-            for batch in self.batches.micro_batches(step):
-                batch = batch.to(ranks.device())
-                shown = self.teach(batch.input_ids, batch.positions, self.objective.teacher_reads())
-                own = self.engine(batch.input_ids, batch.positions)
-                total, parts = self.objective(
-                    Inputs(
-                        student=own,
-                        teacher=shown,
-                        labels=batch.labels,
-                        temperature=self.objective.temperature,
-                        student_heads=student_heads,
-                        head_origins=head_origins,
-                    )
-                )
-                self.engine.backward(total)
-                if self.pruner and self.engine.is_gradient_accumulation_boundary():
-                    self.pruner.score(self.engine, step)
-                self.engine.step()
-                terms.append({"total": total.detach(), **parts})
-            pruned = self.pruner is not None and self.pruner.prune(self.engine, step)
-            if pruned:
+            terms = self.train(step)
+            if self.pruner and self.pruner.prune(self.engine, step):
                 self.report_pruning(step)
-            if step % self.config.log_interval == 0 or step in (1, self.config.steps):
+            if step in self.milestones:
+                self.cut(step, self.milestones[step])
+            if self.due(step, self.config.log_interval) or step == 1:
                 self.log(step, terms, (step - logged) / (time.perf_counter() - logged_at))
                 logged, logged_at = step, time.perf_counter()
-            if step == self.config.steps or (self.config.eval_interval and step % self.config.eval_interval == 0):
+            if self.due(step, self.config.eval_interval):
                 self.evaluate(step)
-            if step == self.config.steps or (self.config.save_interval and step % self.config.save_interval == 0):
+            if stop := ranks.agree_to_stop(guard.reason()):
+                self.watchdog.agreed()
+                raise stopped(stop, step, f"Saved in {self.save(step)}.")
+            self.watchdog.beat(step)
+            if self.due(step, self.config.save_interval):
                 self.save(step)
+                self.watchdog.beat(step)
+
+    def due(self, step: int, interval: int) -> bool:
+        return step == self.config.steps or (interval > 0 and step % interval == 0)
+
+    def train(self, step: int) -> list[dict[str, torch.Tensor]]:
+        """One optimizer step; where fp16 gradients overflowed it is done again, with the lower loss scale.
+
+        Returns the losses of each micro batch.
+        """
+        for _ in range(MOST_OVERFLOWS):
+            terms, score, moved = self.attempt(step)
+            if moved:
+                if self.pruner:
+                    self.pruner.record(score)
+                return terms
+            if not self.engine.fp16_enabled():
+                break
+        raise HomodistilError(
+            "NUM-GRADIENT",
+            f"step {step}: a gradient is not a finite number",
+            LESS_STEEP,
+            "The weights of the step before are untouched; checkpoints written so far are valid.",
+        )
+
+    def attempt(self, step: int) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor | None, bool]:
+        """Forward and backward of every micro batch, scores, optimizer step: losses, scores, whether weights moved."""
+        set_learning_rate(self.engine, learning_rate(self.config, step))
+        student_heads, head_origins = self.student_heads(), self.origins()
+        terms, score, moved = [], None, False
+        # Dropout draws by step and rank, so that a run that was resumed draws what it would have drawn.
+        torch.manual_seed(((self.config.seed * 1_000_003 + step) * 65_537 + ranks.rank()) % 2**63)
+        for batch in self.pace.fetched(self.batches.micro_batches(step)):
+            terms.append(self.backward(batch.to(ranks.device()), student_heads, head_origins))
+            if self.pruner and self.engine.is_gradient_accumulation_boundary():
+                score = self.pruner.score(self.engine, step)
+            moved = take_step(self.engine)
+        return terms, score, moved
+
+    def backward(
+        self, batch: TrainBatch, student_heads: list[torch.Tensor], head_origins: list[torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Losses of one micro batch, after their backward pass."""
+        with self.pace.forward():
+            taught = self.teach(*batch.taught, reads=self.objective.teacher_reads())
+            own = self.engine(*batch.shown)
+            total, parts = self.objective(
+                Inputs(
+                    student=own,
+                    teacher=taught,
+                    labels=batch.labels,
+                    pairs=batch.pairs,
+                    student_heads=student_heads,
+                    head_origins=head_origins,
+                    layer_map=self.layer_map,
+                    **self.objective.settings,
+                )
+            )
+        self.engine.backward(total)
+        return {"total": total.detach(), **parts}
+
+    def cut(self, step: int, widths: Widths) -> None:
+        """Take masked neurons out of the running student: the same losses from smaller matrices."""
+        assert self.pruner is not None
+        started, before = time.perf_counter(), self.pruner.masks.physical()
+        pieces, progress = self.pruner.remove(state_shards(self.engine), widths), carry.progress(self.engine)
+        dispose(self.engine)
+        del self.engine
+        self.engine = self.build(widths)
+        carry.put(self.engine, lambda wanted: carry.exchange(pieces, wanted), progress)
+        self.pruner.apply(self.engine)
+        self.batches = self.batches.split_by(self.engine.train_micro_batch_size_per_gpu())
+        seconds = time.perf_counter() - started
+        self.monitor.scalars(step, {"pruning/cut_s": seconds})
+        stage = self.engine.zero_optimization_stage()
+        self.monitor.line(f"cut at step {step}: {before} to {widths}, ZeRO stage {stage}, {seconds:.1f} s")
 
     @torch.no_grad()
-    def teach(self, input_ids: torch.Tensor, positions: torch.Tensor, reads: frozenset[Read]) -> Activations:
+    def teach(self, *shown: torch.Tensor, reads: frozenset[Read]) -> Activations:
         """The teacher's activations, without gradients and only what is read; empty without a teacher."""
         if self.teacher is None:
             return Activations()
         with self.precision():
-            return forward(self.teacher, self.plan.family, input_ids, positions, reads)
+            return self.teacher(*shown, reads=reads)
 
     def precision(self) -> AbstractContextManager[None]:
         """The autocast that DeepSpeed puts around the student, for the teacher."""
@@ -103,8 +190,10 @@ class Stage:
         return self.pruner.masks.head_origins() if self.pruner else self.head_origins
 
     def student_heads(self) -> list[torch.Tensor]:
-        """Places of the kept heads in the student's own maps: a masked student still has every head of its teacher."""
-        return self.origins() if self.pruner else [torch.arange(len(heads)) for heads in self.head_origins]
+        """Places of the kept heads in the student's own maps, which masked heads are still part of until a cut."""
+        if self.pruner:
+            return self.pruner.masks.head_places()
+        return [torch.arange(len(heads)) for heads in self.head_origins]
 
     def widths(self) -> Widths:
         return self.pruner.masks.widths() if self.pruner else self.fixed_widths
@@ -122,10 +211,10 @@ class Stage:
             raise HomodistilError(
                 "NUM-LOSS",
                 f"step {step}: the loss is not a finite number ({losses})",
-                "Lower --learning_rate, lengthen --optimizer.warmup, or train in bf16 or float32.",
+                LESS_STEEP,
                 "Checkpoints written before this step are valid.",
             )
-        rate = self.config.global_batch_size * self.config.sequence_length * steps_per_second
+        rate = self.batches.tokens_per_step * steps_per_second
         widths = self.widths()
         self.history.append({"step": step, **losses, **self.kept()})
         self.monitor.scalars(step, {f"loss/{name}": value for name, value in losses.items()})
@@ -136,6 +225,7 @@ class Stage:
                 "perf/tokens_s": rate,
                 "mem/host_rss_mib": psutil.Process().memory_info().rss / 2**20,
                 **{f"pruning/{name}": size for name, size in self.kept().items()},
+                **self.scaling(),
             },
         )
         norm = self.engine.get_global_grad_norm()
@@ -143,28 +233,42 @@ class Stage:
             self.monitor.scalars(step, {"optim/grad_norm": float(norm)})
         if torch.cuda.is_available():
             self.monitor.scalars(step, {"mem/allocated_mib": torch.cuda.max_memory_allocated() / 2**20})
-        shown = {name: value for name, value in losses.items() if name in ("total", "mlm", "kl")}
+        shown = dict(list(losses.items())[:SHOWN])
         self.monitor.progress(step, {**shown, "widths": str(widths), "tok/s": rate})
+        self.log_pace(step)
+
+    def log_pace(self, step: int) -> None:
+        """Each rank's own seconds; a line on one that has been slow for some time."""
+        rows = ranks.rows(self.pace.take())
+        self.monitor.scalars(step, pace.curves(rows))
+        if (slow := self.pace.slow_rank(rows)) is not None:
+            self.monitor.line(pace.warning(slow, ranks.told_by(slow, socket.gethostname()), rows))
+
+    def scaling(self) -> dict[str, float]:
+        """Loss scale and skipped steps of fp16."""
+        if not self.engine.fp16_enabled():
+            return {}
+        return {"optim/loss_scale": loss_scale(self.engine), "optim/skipped_steps": self.engine.skipped_steps}
 
     def evaluate(self, step: int) -> None:
-        """Held-out loss and discrepancy, in the precision of training."""
+        """What is measured on text that is not trained on, in the precision of training."""
 
-        def own(input_ids: torch.Tensor, positions: torch.Tensor) -> Activations:
-            return self.engine(input_ids, positions, ("logits",))
+        def own(*shown: torch.Tensor) -> Activations:
+            self.watchdog.beat(step)
+            return self.engine(*shown, reads=("logits",))
 
-        def shown(input_ids: torch.Tensor, positions: torch.Tensor) -> Activations:
-            return self.teach(input_ids, positions, frozenset({"logits"}))
+        def taught(*shown: torch.Tensor) -> Activations:
+            return self.teach(*shown, reads=frozenset({"logits"}))
 
+        began = time.process_time()
         self.engine.eval()
-        result = evaluate(own, shown if self.teacher is not None else None, self.batches.held_out())
+        values = self.measure(own, taught if self.teacher is not None else None)
         self.engine.train()
-        values = {"heldout_loss": result.loss}
-        if result.discrepancy_kl is not None:
-            values["discrepancy_kl"] = result.discrepancy_kl
+        self.measured_cpu_seconds += time.process_time() - began
         self.history.append({"step": step, **values, **self.kept()})
         self.monitor.scalars(step, {f"heldout/{name}": value for name, value in values.items()})
         text = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-        self.monitor.line(f"held-out at step {step}: {text} nats")
+        self.monitor.line(f"held-out at step {step}: {text}")
         if self.pruner is not None:
             kept = {group: mask.numpy() for group, mask in self.pruner.masks.kept.items()}
             self.monitor.figure(step, "masks", mask_heatmap(kept))
@@ -172,15 +276,24 @@ class Stage:
     def report_pruning(self, step: int) -> None:
         """Kept fractions, quantiles of the importance and the digest that the ranks agreed on."""
         assert self.pruner is not None
-        self.monitor.scalars(step, {f"kept/{name}": value for name, value in self.pruner.masks.fractions().items()})
+        masks = self.pruner.masks
+        self.monitor.line(f"pruned at step {step}: {masks.widths()}, masks {masks.digest()} on every rank")
+        self.monitor.text(step, "masks/digest", masks.digest())
+        self.monitor.scalars(step, {f"kept/{name}": value for name, value in masks.fractions().items()})
+        local = masks.local()
         for group, values in self.pruner.importance.values().items():
-            kept = values[self.pruner.masks.kept[group]]
+            kept = values[local[group]]
             quantiles = torch.quantile(kept, torch.tensor([0.1, 0.5, 0.9])).tolist()
             names = (f"scores_p10/{group}", f"scores_p50/{group}", f"scores_p90/{group}")
             self.monitor.scalars(step, dict(zip(names, quantiles, strict=True)))
             if group == "hidden":
                 self.monitor.histogram(step, "scores/hidden", kept)
-        self.monitor.scalars(step, {"pruning/agreements": self.pruner.agreements})
+        self.monitor.scalars(step, {"pruning/agreements": len(self.pruner.events)})
+
+
+def stopped(reason: str, step: int, kept: str) -> HomodistilError:
+    remedy = "Go on with the same command and --resume auto." if step else "Start the same command again."
+    return HomodistilError("STOP-SIGNAL", f"stopped after step {step}: {reason}", remedy, kept)
 
 
 def learning_rate(config: RunConfig, step: int) -> float:

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 import homodistil_ds
+from homodistil_ds.models.families import FAMILIES
 
 PACKAGE = Path(homodistil_ds.__file__).parent
 ROOT = PACKAGE.name
 FACTS = (
-    *("errors", "config", "presets", "models.width", "models.bert", "models.families"),
-    *("pruning.schedule", "pruning.criteria"),
+    *("errors", "config", "task_config", "machine", "presets", "models.width", "models.families"),
+    *(f"models.{name}" for name in FAMILIES),
+    *("pruning.schedule", "pruning.cost", "pruning.milestones", "pruning.criteria"),
 )
 FLOOR_OF_FOLDER = {"runtime": 1, "models": 2, "pruning": 2, "distillation": 2, "data": 2, "evaluation": 2, "methods": 4}
 FLOOR_OF_MODULE = {"": 0, **dict.fromkeys(FACTS, 0), "stage": 3, "command": 5, "train": 5}

@@ -3,14 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from homodistil_ds.data.corpus import Corpus, Order
 from homodistil_ds.data.masking import Batch, Masking, masked_batch
 
 HELD_OUT_SEED = 1_234_567  # the same masks in every run, so that held-out losses compare
+
+
+class TrainBatch(Protocol):
+    """One micro batch: what the student and the teacher are shown, and what the losses compare."""
+
+    @property
+    def shown(self) -> tuple[Any, ...]: ...
+    @property
+    def taught(self) -> tuple[Any, ...]: ...
+    @property
+    def labels(self) -> torch.Tensor: ...
+    @property
+    def pairs(self) -> Any: ...
+    def to(self, device: torch.device) -> TrainBatch: ...
+
+
+class Source(Protocol):
+    """Where the loop gets its micro batches; a pure function of the step."""
+
+    @property
+    def tokens_per_step(self) -> float: ...
+    def micro_batches(self, step: int) -> Iterator[TrainBatch]: ...
+    def split_by(self, micro_batch: int) -> Source: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +63,25 @@ class Batches:
             rows = self.order.rows(start, self.micro_batch)
             yield self._masked(self.corpus.train[rows], np.arange(start, start + self.micro_batch), self.seed)
 
-    def held_out(self) -> Iterator[Batch]:
-        """This rank's share of the held-out rows; every row belongs to exactly one rank."""
+    @property
+    def tokens_per_step(self) -> float:
+        return self.global_batch * self.corpus.train.shape[1]
+
+    def split_by(self, micro_batch: int) -> Batches:
+        """The same data in other micro batches."""
+        return replace(self, micro_batch=micro_batch)
+
+    def held_out(self) -> Iterator[tuple[Batch, int]]:
+        """This rank's held-out batches and how many rows of each count; every row counts on exactly one rank.
+
+        All ranks get as many batches, because models in pieces need every rank in every forward pass.
+        """
         own = np.arange(self.rank, len(self.corpus.held_out), self.world_size)
-        for start in range(0, len(own), self.micro_batch):
+        most = -(-len(self.corpus.held_out) // self.world_size)
+        for start in range(0, most, self.micro_batch):
             rows = own[start : start + self.micro_batch]
-            yield self._masked(self.corpus.held_out[rows], rows, HELD_OUT_SEED)
+            shown = rows if len(rows) else np.zeros(1, np.int64)
+            yield self._masked(self.corpus.held_out[shown], shown, HELD_OUT_SEED), len(rows)
 
     def _masked(self, tokens: np.ndarray, indices: np.ndarray, seed: int) -> Batch:
         return masked_batch(tokens, indices, self.masking, seed)

@@ -1,16 +1,13 @@
-"""Rows of token ids: packing, their cache and the order of visits. Reads no files of text, sees no ranks.
+"""Rows of token ids: a prepared folder, mapped where it lies, and the order of visits. Reads no text, sees no ranks.
 
-B batch, L length, S rows to train on, E held-out rows.
+L length, S rows to train on, E held-out rows.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import uuid
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,171 +15,170 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from homodistil_ds.data.text import read_documents
 from homodistil_ds.errors import HomodistilError
 
-SHORTEST_DOCUMENT = 8  # tokens
-HELD_OUT_ONE_IN = 20  # documents
-_BATCH_CHARACTERS = 1 << 20
-_ARRAYS = ("train", "held_out")
+INDEX = "index.json"
+FORMAT = 1
+
+
+class Rows:
+    """Rows that lie in several files, indexed like one array: an array of row numbers or a slice gives an array."""
+
+    def __init__(self, shards: Sequence[np.ndarray], length: int, dtype: np.dtype) -> None:
+        self._shards = shards
+        self._ends = np.cumsum([len(shard) for shard in shards], dtype=np.int64)
+        self.shape = (int(self._ends[-1]) if shards else 0, length)
+        self.dtype = dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
+        wanted = np.arange(len(self))[rows]
+        found = np.empty((len(wanted), self.shape[1]), self.dtype)
+        places = np.searchsorted(self._ends, wanted, "right")
+        for place in np.unique(places):
+            shard, here = self._shards[place], places == place
+            found[here] = shard[wanted[here] - (self._ends[place] - len(shard))]
+        return found
 
 
 @dataclass(frozen=True)
 class Corpus:
     """Packed rows; every row is [CLS] + L-2 tokens + [SEP], without padding."""
 
-    train: np.ndarray
+    train: Rows | np.ndarray
     """[S, L] token ids."""
-    held_out: np.ndarray
+    held_out: Rows | np.ndarray
     """[E, L] token ids, of documents that no row of `train` shares."""
     fingerprint: str
-    """16 hex digits over both arrays; equal on all ranks, or they read different data."""
+    """16 hex digits over all rows of the folder; equal on all ranks, or they read different data."""
     documents: int
     """Documents kept, of both parts."""
     tokens: int
-    """Their tokens, before incomplete and surplus rows are dropped."""
+    """Their tokens, before incomplete rows are dropped."""
 
 
-def pack(
-    documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, sequence_length: int, held_out_sequences: int
-) -> Corpus:
-    """Tokenize, join and cut documents into full rows of `sequence_length`.
+def is_prepared(folder: str | Path) -> bool:
+    """Whether a corpus was prepared there; a folder of texts may have some other file of the index's name."""
+    index = Path(folder, INDEX)
+    if not index.is_file():
+        return False
+    with index.open("rb") as stream:
+        return b'"fingerprint"' in stream.read(80) or Path(folder, "train-00000.npy").exists()
 
-    A document is held out by a hash of its content, so copies fall on the same side and no other document moves it.
-    Of the held-out rows at most `held_out_sequences` are kept, evenly spaced; the surplus is not trained on either.
-    Raises HomodistilError: DATA-EMPTY without a full row, DATA-NO-SPECIAL-TOKENS without [CLS] and [SEP].
+
+def load(folder: Path, tokenizer: PreTrainedTokenizerBase, sequence_length: int, held_out_sequences: int) -> Corpus:
+    """The corpus of a prepared folder, mapped; of its held-out rows at most `held_out_sequences`, evenly spaced.
+
+    Sizes are checked, contents are not (see verify). Raises HomodistilError: DATA-CACHE if the folder is damaged,
+    DATA-LENGTH or DATA-VOCABULARY if it was made for another run, DATA-EMPTY without a held-out row to give.
     """
-    if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
+    index = read_index(folder)
+    if index["sequence_length"] != sequence_length:
         raise HomodistilError(
-            "DATA-NO-SPECIAL-TOKENS", "the tokenizer has no [CLS] or no [SEP] token", "Use the teacher's own tokenizer."
+            "DATA-LENGTH",
+            f"{folder} holds rows of {index['sequence_length']} tokens, the run wants {sequence_length}",
+            f"Use --sequence_length {index['sequence_length']}, or prepare the corpus for {sequence_length}.",
         )
-    cls_id, sep_id = int(tokenizer.cls_token_id), int(tokenizer.sep_token_id)
-    dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.int32
-    train: list[np.ndarray] = []
-    held_out: list[np.ndarray] = []
-    read = characters = kept = 0
-    for batch in _batches(documents):
-        encoded = tokenizer(
-            batch, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
-        )["input_ids"]
-        read += len(batch)
-        for text, ids in zip(batch, encoded, strict=True):
-            characters += len(text)
-            if len(ids) >= SHORTEST_DOCUMENT:
-                kept += 1
-                part = held_out if zlib.crc32(text.encode("utf-8")) % HELD_OUT_ONE_IN == 0 else train
-                part.append(np.array([*ids, sep_id], dtype=dtype))
-    tokens = sum(map(len, train)) + sum(map(len, held_out)) - kept
-    train_rows = _rows(train, sequence_length, cls_id, sep_id, dtype)
-    held_out_rows = _evenly_spaced(_rows(held_out, sequence_length, cls_id, sep_id, dtype), held_out_sequences)
-    for name, rows, wanted in (("train on", train_rows, True), ("hold out", held_out_rows, held_out_sequences > 0)):
-        if wanted and not len(rows):
-            raise HomodistilError(
-                "DATA-EMPTY",
-                f"the corpus holds no full row of {sequence_length} tokens to {name}: {read} documents, {characters} "
-                f"characters, {tokens} tokens, {read - kept} documents dropped (under {SHORTEST_DOCUMENT} tokens)",
-                f"Give more text (one document in {HELD_OUT_ONE_IN} is held out; a blank line ends a document of a "
-                ".txt file), lower --sequence_length, or use --corpus builtin.",
-            )
-    return Corpus(train_rows, held_out_rows, _fingerprint(train_rows, held_out_rows), kept, tokens)
+    if index["vocabulary"] != vocabulary(tokenizer):
+        raise HomodistilError(
+            "DATA-VOCABULARY",
+            f"{folder} was tokenized with another vocabulary than the teacher's",
+            "Prepare the corpus with this teacher (--teacher), or use the teacher it was prepared for.",
+        )
+    dtype = np.dtype(index["dtype"])
+    train, held_out = (
+        Rows(
+            [_shard(folder, fact, (fact["rows"], sequence_length), dtype) for fact in index[name]],
+            sequence_length,
+            dtype,
+        )
+        for name in ("train", "held_out")
+    )
+    if held_out_sequences > 0 and not len(held_out):
+        raise no_rows("hold out", sequence_length, index["counts"])
+    shown = held_out if len(held_out) <= held_out_sequences else _evenly_spaced(held_out, held_out_sequences)
+    return Corpus(train, shown, index["fingerprint"], index["counts"]["kept"], index["counts"]["tokens"])
 
 
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    characters = 0
-    for text in documents:
-        batch.append(text)
-        characters += len(text) + 1
-        if characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def _rows(parts: list[np.ndarray], length: int, cls_id: int, sep_id: int, dtype: type) -> np.ndarray:
-    """[*, L] of the joined parts; empties `parts`, so that the tokens are not held twice for long."""
-    stream = np.concatenate(parts) if parts else np.zeros(0, dtype)
-    parts.clear()
-    inner = length - 2
-    rows: np.ndarray = np.empty((len(stream) // inner, length), dtype)
-    rows[:, 0], rows[:, -1] = cls_id, sep_id
-    rows[:, 1:-1] = stream[: len(rows) * inner].reshape(-1, inner)
-    return rows
-
-
-def _evenly_spaced(rows: np.ndarray, count: int) -> np.ndarray:
-    return rows if len(rows) <= count else rows[np.arange(count) * len(rows) // max(count, 1)]
-
-
-def _fingerprint(train: np.ndarray, held_out: np.ndarray) -> str:
-    digest = hashlib.sha256()
-    for array in (train, held_out):
-        digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()[:16]
-
-
-def prepare(
-    sources: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
-    sequence_length: int,
-    held_out_sequences: int,
-    cache: Path,
-) -> Corpus:
-    """The corpus of the folder `cache`, mapped rather than read; packed and written there, in one piece, if absent.
-
-    The fingerprint is that of the writing. Raises HomodistilError: DATA-CACHE if the folder is damaged or was made
-    with other arguments, and what read_documents and pack raise.
-    """
-    vocabulary = hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
-    made_with = {
-        "sources": [[source, *_stamp(Path(source))] for source in sources],
-        "sequence_length": sequence_length,
-        "held_out_sequences": held_out_sequences,
-        "vocabulary": vocabulary,
-    }
-    if not cache.exists():
-        corpus = pack(read_documents(sources), tokenizer, sequence_length, held_out_sequences)
-        _write(corpus, made_with, cache)
-    return _load(made_with, cache)
-
-
-def _stamp(source: Path) -> list[int]:
-    """Total bytes and latest change of a file or folder, so that an edited source is packed again; else nothing."""
-    files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
-    stats = [path.stat() for path in files]
-    return [sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)] if stats else []
-
-
-def _write(corpus: Corpus, made_with: dict[str, Any], cache: Path) -> None:
-    unfinished = cache.with_name(f".{cache.name}.{uuid.uuid4().hex}")
-    unfinished.mkdir(parents=True)
+def read_index(folder: Path) -> dict[str, Any]:
+    """Raises HomodistilError DATA-CACHE."""
     try:
-        for name in _ARRAYS:
-            np.save(unfinished / f"{name}.npy", getattr(corpus, name))
-        facts = {"fingerprint": corpus.fingerprint, "documents": corpus.documents, "tokens": corpus.tokens}
-        (unfinished / "corpus.json").write_text(json.dumps({**facts, "made_with": made_with}, indent=2) + "\n")
-        unfinished.rename(cache)
-    except OSError:
-        if not cache.exists():  # else another process finished first, with the same content
-            raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        known = index["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(folder, f"{INDEX}: {error}") from error
+    if not known:
+        raise _damaged(folder, f"{INDEX} has format {index['format']}, this version reads {FORMAT}")
+    return index
 
 
-def _load(made_with: dict[str, Any], cache: Path) -> Corpus:
-    remedy = f"Remove {cache}; it is made again from the documents."
+def _shard(folder: Path, fact: dict[str, Any], shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
+    path = folder / fact["name"]
     try:
-        facts = json.loads((cache / "corpus.json").read_text())
-        train, held_out = (np.load(cache / f"{name}.npy", mmap_mode="r") for name in _ARRAYS)
-        corpus = Corpus(train, held_out, facts["fingerprint"], facts["documents"], facts["tokens"])
-        differing = [name for name, value in made_with.items() if facts["made_with"].get(name) != value]
-    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise HomodistilError("DATA-CACHE", f"{cache}: damaged corpus cache ({error})", remedy) from error
-    if differing:
-        raise HomodistilError("DATA-CACHE", f"{cache}: made with another {', '.join(differing)}", remedy)
-    return corpus
+        if path.stat().st_size != fact["bytes"]:
+            raise ValueError(f"{path.stat().st_size} bytes instead of {fact['bytes']}")
+        array: np.ndarray = np.load(path, mmap_mode="r")
+        if array.shape != shape or array.dtype != dtype:
+            raise ValueError(f"{array.shape} {array.dtype} instead of {shape} {dtype}")
+    except (OSError, EOFError, ValueError) as error:
+        raise _damaged(folder, f"{path.name}: {error}") from error
+    return array
+
+
+def _damaged(folder: Path, how: str) -> HomodistilError:
+    remedy = f"Remove {folder} and prepare it again from the documents."
+    return HomodistilError("DATA-CACHE", f"{folder}: damaged corpus ({how})", remedy)
+
+
+def no_rows(purpose: str, sequence_length: int, counts: dict[str, int]) -> HomodistilError:
+    """A corpus that is too small to train on, or to hold out."""
+    return HomodistilError(
+        "DATA-EMPTY",
+        f"the corpus holds no full row of {sequence_length} tokens to {purpose}: {counts['documents']} documents, "
+        f"{counts['bytes']} bytes, {counts['tokens']} tokens, dropped {counts['too_short']} documents as too short and "
+        f"{counts['copies']} as copies",
+        "Give more text (one document in 20 is held out; a blank line ends a document of a .txt file), lower "
+        "--sequence_length, or use --corpus builtin.",
+    )
+
+
+def _evenly_spaced(rows: Rows, count: int) -> np.ndarray:
+    return rows[np.arange(count) * len(rows) // max(count, 1)]
+
+
+def vocabulary(tokenizer: PreTrainedTokenizerBase) -> str:
+    """16 hex digits over the token of every id."""
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
+
+
+def fingerprint(
+    dtype: str, sequence_length: int, train: Sequence[dict[str, Any]], held_out: Sequence[dict[str, Any]]
+) -> str:
+    hashes = [[fact["sha256"] for fact in shards] for shards in (train, held_out)]
+    return hashlib.sha256(json.dumps([dtype, sequence_length, *hashes]).encode()).hexdigest()[:16]
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Read every shard and compare it with the index, which is returned. Raises HomodistilError DATA-CACHE."""
+    index = read_index(folder)
+    for fact in (*index["train"], *index["held_out"]):
+        try:
+            found = sha256(folder / fact["name"])
+        except OSError as error:
+            raise _damaged(folder, f"{fact['name']}: {error.strerror}") from error
+        if found != fact["sha256"]:
+            raise _damaged(folder, f"{fact['name']}: SHA-256 {found[:16]} instead of {fact['sha256'][:16]}")
+    expected = fingerprint(index["dtype"], index["sequence_length"], index["train"], index["held_out"])
+    if expected != index["fingerprint"]:
+        raise _damaged(folder, f"{INDEX}: fingerprint {index['fingerprint']} instead of {expected}")
+    return index
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 class Order:

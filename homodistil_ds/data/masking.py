@@ -37,6 +37,15 @@ class Batch:
     labels: torch.Tensor
     """int64 [B, K], the original ids at `positions`."""
 
+    pairs = None  # nothing is mixed
+
+    @property
+    def shown(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the student reads, and the teacher too."""
+        return self.input_ids, self.positions
+
+    taught = shown
+
     def to(self, device: torch.device) -> Batch:
         return Batch(self.input_ids.to(device), self.positions.to(device), self.labels.to(device))
 

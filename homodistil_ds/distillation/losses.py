@@ -8,17 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from homodistil_ds.models.forward import Activations, Read
 
+TINY = 1e-12  # probabilities below count as this
+
+
+class Pairs(NamedTuple):
+    """Of the R rows of a task's micro batch the first `plain` are examples, the others mixed pairs of examples.
+
+    other_labels [R] are those of each row's second example, share [R] is what the row has of its first. The sum over
+    mixed rows times `weight` adds up, over micro batches, to their mean in the global batch.
+    """
+
+    other_labels: torch.Tensor
+    share: torch.Tensor
+    plain: int
+    weight: float
+
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
     """All that a loss may read. `head_origins[k]` names the teacher head behind each kept student head of layer k;
-    `student_heads[k]` are those heads' places in the student's own maps."""
+    `student_heads[k]` are those heads' places in the student's own maps. `layer_map[k]` is the teacher's layer that the
+    student's layer k is compared with; empty: the same one."""
 
     student: Activations
     teacher: Activations
@@ -26,6 +43,14 @@ class Inputs:
     temperature: float = 1.0
     student_heads: Sequence[torch.Tensor] = field(default_factory=list)
     head_origins: Sequence[torch.Tensor] = field(default_factory=list)
+    layer_map: Sequence[int] = ()
+    relation_heads: int = 1
+    pairs: Pairs | None = None
+    distance: str = "mse"
+
+    def taught(self, layers: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """The teacher's layers that the student's are compared with, one for each."""
+        return [layers[place] for place in self.layer_map] if self.layer_map else layers
 
 
 def mlm(inputs: Inputs) -> torch.Tensor:
@@ -46,15 +71,14 @@ def kl(inputs: Inputs) -> torch.Tensor:
 
 def hidden(inputs: Inputs) -> torch.Tensor:
     """(H11): squared distance of every layer's states at the teacher's width, summed over layers."""
-    pairs = zip(inputs.student.hidden, inputs.teacher.hidden, strict=True)
+    pairs = zip(inputs.student.hidden, inputs.taught(inputs.teacher.hidden), strict=True)
     return sum_of(F.mse_loss(student.float(), teacher.float()) for student, teacher in pairs)
 
 
 def attention(inputs: Inputs) -> torch.Tensor:
     """(H12): squared distance of the attention maps of every kept head to its origin, summed over layers."""
-    layers = zip(
-        inputs.student.attention, inputs.teacher.attention, inputs.student_heads, inputs.head_origins, strict=True
-    )
+    taught = inputs.taught(inputs.teacher.attention)
+    layers = zip(inputs.student.attention, taught, inputs.student_heads, inputs.head_origins, strict=True)
     return sum_of(
         F.mse_loss(_heads(student, own).float(), _heads(teacher, origin).float())
         for student, teacher, own, origin in layers
@@ -66,6 +90,62 @@ def embedding(inputs: Inputs) -> torch.Tensor:
     assert inputs.student.embedding is not None
     assert inputs.teacher.embedding is not None
     return F.mse_loss(inputs.student.embedding.float(), inputs.teacher.embedding.float())
+
+
+def cosine(inputs: Inputs) -> torch.Tensor:
+    """(B2): 1 - cosine of the last layer's states [B, L, H], which have one width."""
+    assert inputs.student.last is not None
+    assert inputs.teacher.last is not None
+    return 1 - F.cosine_similarity(inputs.student.last.float(), inputs.teacher.last.float(), dim=-1).mean()
+
+
+def scores(inputs: Inputs) -> torch.Tensor:
+    """(B3): squared distance of the attention scores of every head to its origin, summed over layers."""
+    own = map(_scores, inputs.student.queries, inputs.student.keys)
+    shown = map(_scores, inputs.taught(inputs.teacher.queries), inputs.taught(inputs.teacher.keys))
+    layers = zip(own, shown, inputs.student_heads, inputs.head_origins, strict=True)
+    return sum_of(
+        F.mse_loss(_heads(student, heads), _heads(teacher, origin)) for student, teacher, heads, origin in layers
+    )
+
+
+def attention_kl(inputs: Inputs) -> torch.Tensor:
+    """(B4): KL(teacher || student) of the last layer's attention maps [B, A, L, L], mean over heads and rows."""
+    student, teacher = inputs.student.attention[-1], inputs.teacher.attention[-1]
+    own = _heads(student, inputs.student_heads[-1]).float()
+    shown = _heads(teacher, inputs.head_origins[-1]).float()
+    return (shown * (shown.clamp_min(TINY).log() - own.clamp_min(TINY).log())).sum(-1).mean()
+
+
+def value_relation(inputs: Inputs) -> torch.Tensor:
+    """(B4): KL of the last layer's relations between values, one per head; both models have as many heads."""
+    return _relation_kl(inputs.student.values[-1], inputs.teacher.values[-1])
+
+
+def relation(inputs: Inputs) -> torch.Tensor:
+    """(B5): KL of the last layer's relations between queries, between keys and between values, summed."""
+    pairs = (
+        (getattr(inputs.student, name)[-1], getattr(inputs.teacher, name)[-1]) for name in ("queries", "keys", "values")
+    )
+    heads = inputs.relation_heads
+    return sum_of(_relation_kl(_regrouped(own, heads), _regrouped(shown, heads)) for own, shown in pairs)
+
+
+def _relation_kl(own: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
+    """KL(teacher || student) of softmax(X X^T / sqrt(D)) for X [B, A, L, D], mean over heads and rows."""
+    student = F.log_softmax(_scores(own, own), dim=-1)
+    teacher = F.log_softmax(_scores(shown, shown), dim=-1)
+    return (teacher.exp() * (teacher - student)).sum(-1).mean()
+
+
+def _scores(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """[B, A, L, L] in float32: products of states [B, A, L, D], divided by the root of D."""
+    return rows.float() @ columns.float().transpose(-1, -2) / rows.shape[-1] ** 0.5
+
+
+def _regrouped(states: torch.Tensor, heads: int) -> torch.Tensor:
+    """States [B, A, L, D] in as many heads as asked: [B, heads, L, A D / heads]."""
+    return states.transpose(1, 2).flatten(2).unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def sum_of(terms: Iterable[torch.Tensor]) -> torch.Tensor:
@@ -92,4 +172,9 @@ LOSSES: dict[str, LossTerm] = {
     "hidden": LossTerm(function=hidden, reads=("hidden",)),
     "attention": LossTerm(function=attention, reads=("attention",)),
     "embedding": LossTerm(function=embedding, reads=("embedding",)),
+    "cosine": LossTerm(function=cosine, reads=("last",)),
+    "scores": LossTerm(function=scores, reads=("queries", "keys")),
+    "attention_kl": LossTerm(function=attention_kl, reads=("attention",)),
+    "value_relation": LossTerm(function=value_relation, reads=("values",)),
+    "relation": LossTerm(function=relation, reads=("queries", "keys", "values")),
 }

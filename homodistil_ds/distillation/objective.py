@@ -1,33 +1,66 @@
-"""The weighted sum of the losses of a run (H9), and what the models must compute for it."""
+"""The weighted sum of the losses of a run (H9, X5), and what the models must compute for it."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
 from homodistil_ds.config import LossConfig
 from homodistil_ds.distillation.losses import LOSSES, Inputs
+from homodistil_ds.distillation.task_losses import TASK_LOSSES
+from homodistil_ds.errors import HomodistilError
 from homodistil_ds.models.forward import Read
+from homodistil_ds.models.width import Widths
+from homodistil_ds.task_config import TaskLossConfig
+
+TERMS = LOSSES | TASK_LOSSES
 
 
 class Objective:
-    """Terms with a positive weight; without a teacher only those that need none."""
+    """Terms with a positive weight; without a teacher only those that need none. `settings` are what losses are told
+    besides the activations: temperature, relation heads, distance."""
 
-    def __init__(self, weights: LossConfig, with_teacher: bool) -> None:
-        self.temperature = weights.temperature
-        self.weights = {
-            name: getattr(weights, name)
-            for name, term in LOSSES.items()
-            if getattr(weights, name) > 0 and (with_teacher or not term.needs_teacher)
+    def __init__(self, weights: LossConfig | TaskLossConfig, with_teacher: bool) -> None:
+        values: dict[str, Any] = vars(weights)
+        self.settings = {name: value for name, value in values.items() if name not in TERMS}
+        self.weights: dict[str, float] = {
+            name: values[name]
+            for name, term in TERMS.items()
+            if values.get(name, 0) > 0 and (with_teacher or not term.needs_teacher)
         }
 
     def student_reads(self) -> frozenset[Read]:
-        return frozenset(read for name in self.weights for read in LOSSES[name].reads)
+        return frozenset(read for name in self.weights for read in TERMS[name].reads)
 
     def teacher_reads(self) -> frozenset[Read]:
-        return frozenset(read for name in self.weights if LOSSES[name].needs_teacher for read in LOSSES[name].reads)
+        return frozenset(read for name in self.weights if TERMS[name].needs_teacher for read in TERMS[name].reads)
 
     def __call__(self, inputs: Inputs) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The total, and every term unweighted and detached, as scalar tensors."""
-        terms = {name: LOSSES[name].function(inputs) for name in self.weights}
+        terms = {name: TERMS[name].function(inputs) for name in self.weights}
         total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
         return total, {name: term.detach() for name, term in terms.items()}
+
+
+def check_losses(weights: LossConfig, target: Widths, full: Widths, pruned: bool) -> None:
+    """Raises HomodistilError for a loss that has no meaning for a student of `target` widths from a `full` teacher.
+
+    `pruned`: the student is a copy of the teacher that loses neurons on the way.
+    """
+    sizes = (target.heads * target.head_size, full.heads * full.head_size)
+    moves = "neurons of a student that is pruned change places" if pruned else ""
+    uneven = f"relation_heads {weights.relation_heads} must divide {sizes}"
+    reasons = {
+        "cosine": "it compares states of one width" if target.hidden != full.hidden else "",
+        "scores": "its scale is that of whole heads, and this student's shrink" if pruned else "",
+        "value_relation": moves or ("it compares as many heads" if target.heads != full.heads else ""),
+        "relation": moves or (uneven if any(size % weights.relation_heads for size in sizes) else ""),
+    }
+    for name, reason in reasons.items():
+        if reason and getattr(weights, name) > 0:
+            raise HomodistilError(
+                "CFG-LOSS",
+                f"--loss.{name} with a student of {target} from a teacher of {full}: {reason}",
+                f"Set --loss.{name} 0, change the --student flags, or use --student.init random.",
+            )

@@ -84,3 +84,22 @@ def _front_matter(teacher: str | None, license: str | None) -> str:
 def is_hub_name(name: str) -> bool:
     """Whether `name` can be a model on the hub: `name` or `owner/name`, not a folder here and not the built-in one."""
     return name != "builtin" and HUB_NAME.fullmatch(name) is not None and not Path(name).exists()
+
+
+def export_section(dtype: str, rounding: float, onnx_inputs: Sequence[str]) -> str:
+    """What an export adds to the card. `rounding` is what the number format did to the logits, 0 for nothing;
+    `onnx_inputs` names the inputs of onnx/model.onnx, none if there is no such file."""
+    lines = [f"- Weights in {dtype}; transformers alone loads them and computes what the exported model did."]
+    if rounding:
+        lines.append(f"- Rounding to {dtype} moved the logits by {rounding:.1e} of the largest one.")
+    parts = ["## Export", "\n".join(lines)]
+    if onnx_inputs:
+        feeds = ", ".join(f'"{name}": {name}' for name in onnx_inputs)
+        parts.append(
+            "`onnx/model.onnx` computes the same in float32, for any batch size and sequence length (int64 inputs):"
+        )
+        parts.append(
+            f'```python\nimport onnxruntime\n\nsession = onnxruntime.InferenceSession("onnx/model.onnx")\n'
+            f'logits = session.run(["logits"], {{{feeds}}})[0]\n```'
+        )
+    return "\n\n".join(parts) + "\n"

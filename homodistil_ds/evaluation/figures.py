@@ -33,12 +33,12 @@ def width_curve(steps: Sequence[int], widths: Mapping[str, Sequence[int]], targe
 
     Each width has its own axis because sizes of 8 and of 3072 share no readable scale.
     """
-    figure = _figure()
+    figure = blank()
     columns = 1 if len(widths) < 3 else 2
     rows = max(1, -(-len(widths) // columns))
     for place, (name, sizes) in enumerate(widths.items()):
         axes = figure.add_subplot(rows, columns, place + 1)
-        _tidy(axes)
+        tidy(axes)
         axes.step(steps, sizes, where="post", color=COLOURS[0], linewidth=2)
         bounds = [0, *sizes]
         if name in target:
@@ -70,7 +70,7 @@ def mask_heatmap(kept: Mapping[str, np.ndarray]) -> Figure:
     for name, mask in kept.items():
         kind, _, layer = name.partition(".")
         kinds.setdefault(kind, {})[int(layer or 0)] = np.asarray(mask, dtype=float)
-    figure = _figure()
+    figure = blank()
     heights = [1.0 if len(layers) == 1 else 3.0 for layers in kinds.values()]
     grid = figure.add_gridspec(max(1, len(kinds)), 1, height_ratios=heights or None)
     image, panels = None, []
@@ -128,9 +128,9 @@ def column_neurons(size: int) -> int:
 
 def loss_curves(steps: Sequence[int], series: Mapping[str, Sequence[float]]) -> Figure:
     """Loss terms over the steps on a log axis; what is not positive and finite is left out."""
-    figure = _figure()
+    figure = blank()
     axes = figure.add_subplot()
-    _tidy(axes)
+    tidy(axes)
     styles = itertools.product(("-", "--", ":"), COLOURS)
     for (name, values), (dash, colour) in zip(series.items(), styles, strict=False):
         points = np.asarray(values, dtype=float)
@@ -152,9 +152,9 @@ def loss_curves(steps: Sequence[int], series: Mapping[str, Sequence[float]]) -> 
 
 def discrepancy_curve(steps: Sequence[int], kl: Sequence[float], hidden_size: Sequence[int]) -> Figure:
     """Held-out KL between teacher and student over the steps, with the kept hidden size on a second axis."""
-    figure = _figure()
+    figure = blank()
     axes = figure.add_subplot()
-    _tidy(axes)
+    tidy(axes)
     width_axes = axes.twinx()
     (size_line,) = width_axes.step(
         steps, hidden_size, where="post", color=COLOURS[1], linestyle="--", linewidth=1.6, label="kept hidden size"
@@ -174,13 +174,14 @@ def discrepancy_curve(steps: Sequence[int], kl: Sequence[float], hidden_size: Se
     return figure
 
 
-def _figure() -> Figure:
-    figure = Figure(figsize=(9, 5), dpi=100, layout="constrained")
+def blank(height: float = 5) -> Figure:
+    """An empty figure, 9 inches wide."""
+    figure = Figure(figsize=(9, height), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, color="#E3E3E3", linewidth=0.8)
     axes.set_axisbelow(True)

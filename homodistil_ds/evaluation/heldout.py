@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
+from homodistil_ds.data.batches import Batches
 from homodistil_ds.data.masking import Batch
 from homodistil_ds.distillation.losses import Inputs, kl, mlm
 from homodistil_ds.models.forward import Activations
 from homodistil_ds.runtime import ranks
 
-Forward = Callable[[torch.Tensor, torch.Tensor], Activations]
+Forward = Callable[..., Activations]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,19 +24,31 @@ class HeldOut:
     discrepancy_kl: float | None
     """KL(teacher || student) at the predicted positions; None without a teacher."""
 
+    def figures(self) -> dict[str, float]:
+        """The student's, under the names of the curves."""
+        known = {"heldout_loss": self.loss, "discrepancy_kl": self.discrepancy_kl}
+        return {name: value for name, value in known.items() if value is not None}
+
+
+def measure_on(batches: Batches) -> Callable[[Forward, Forward | None], dict[str, float]]:
+    """`measure` of a stage of language modelling: the figures of these batches' held-out rows."""
+    return lambda student, teacher: evaluate(student, teacher, batches.held_out()).figures()
+
 
 @torch.no_grad()
-def evaluate(student: Forward, teacher: Forward | None, batches: Iterable[Batch]) -> HeldOut:
-    """Mean over the held-out rows of all ranks. Every rank calls it; both forwards return logits [B, K, V]."""
+def evaluate(student: Forward, teacher: Forward | None, batches: Iterable[tuple[Batch, int]]) -> HeldOut:
+    """Mean over the held-out rows of all ranks. Every rank calls it; both forwards return logits [B, K, V].
+
+    A batch comes with the number of its rows that count: all of them, or none where it only keeps the ranks together.
+    """
     sums = torch.zeros(4, dtype=torch.float64)
-    for batch in batches:
+    for batch, rows in batches:
         batch = batch.to(ranks.device())
-        rows = len(batch.input_ids)
-        own = student(batch.input_ids, batch.positions)
+        own = student(*batch.shown)
         inputs = Inputs(student=own, teacher=own, labels=batch.labels)
         losses = [float(mlm(inputs)), 0.0, 0.0]
         if teacher is not None:
-            shown = teacher(batch.input_ids, batch.positions)
+            shown = teacher(*batch.taught)
             losses[1] = float(mlm(Inputs(student=shown, teacher=shown, labels=batch.labels)))
             losses[2] = float(kl(Inputs(student=own, teacher=shown, labels=batch.labels)))
         sums += torch.tensor([rows * loss for loss in losses] + [rows], dtype=torch.float64)

@@ -1,37 +1,83 @@
 """Load saved folders as a stranger would, with torch and transformers alone, and time them. Run as a script.
 
-    python -I plain.py FOLDER IDS.pt OUT.pt        IDS: int64 [B, L]; OUT: logits [B, L, V] of FOLDER in float32
-    python -I plain.py --speed IDS.pt FOLDER...    prints JSON: tokens per second of each folder, in float32
+    python -I plain.py FOLDER INPUTS.pt OUT.pt     INPUTS: list of batches, name -> int64 [B, L]; OUT: list of their
+                                                   logits in float32, [B, L, V] or, of a classifier, [B, classes]
+    python -I plain.py --speed IDS.pt FOLDER...    prints JSON: tokens per second of each folder on IDS, int64 [B, L]
+    python -I plain.py --latency FOLDER...         prints JSON: seconds per call of each folder at each batch size
 
-It imports nothing of this project.
+Both times are those of the encoders, without a head, in float32. It imports nothing of this project.
 """
 
 import json
+import os
 import statistics
 import sys
 import time
+from typing import Any
 
 import torch
-from transformers import AutoModelForMaskedLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification, PreTrainedModel
+
+LATENCY_LENGTH = 128
+LATENCY_ROUNDS = {1: 21, 32: 5}  # batch size -> rounds that count
 
 
 def main(arguments: list[str]) -> None:
     if arguments[0] == "--speed":
         ids = torch.load(arguments[1], weights_only=True)
         print(json.dumps(speeds([load(folder) for folder in arguments[2:]], ids)))
+    elif arguments[0] == "--latency":
+        print(json.dumps(latencies([load(folder) for folder in arguments[1:]])))
     else:
-        folder, ids_path, out_path = arguments
+        folder, inputs_path, out_path = arguments
+        model, batches = load(folder), torch.load(inputs_path, weights_only=True)
         with torch.no_grad():
-            torch.save(load(folder)(torch.load(ids_path, weights_only=True)).logits, out_path)
+            torch.save([model(**batch).logits for batch in batches], out_path)
 
 
 def load(folder: str) -> PreTrainedModel:
-    return AutoModelForMaskedLM.from_pretrained(folder).float().eval()
+    loader = auto_class(AutoConfig.from_pretrained(folder))
+    return loader.from_pretrained(folder, use_safetensors=True).float().eval()
+
+
+def auto_class(config: Any) -> Any:
+    """The auto class that a configuration's architecture belongs to."""
+    classifies = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+    return AutoModelForSequenceClassification if classifies else AutoModelForMaskedLM
+
+
+def positions(model: PreTrainedModel) -> int:
+    """The longest sequence a model takes; RoBERTa counts its positions from behind the padding id."""
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    return int(model.config.max_position_embeddings) - (0 if padding is None else padding + 1)
+
+
+def speeds(models: list[PreTrainedModel], ids: torch.Tensor, rounds: int = 7) -> list[float]:
+    """Tokens per second of the encoders on ids [B, L]."""
+    return [ids.numel() / seconds for seconds in seconds_per_call(models, ids, rounds)]
+
+
+def latencies(models: list[PreTrainedModel]) -> dict[str, Any]:
+    """Threads, sequence length (the same for all models) and, per batch size, seconds per call of each model.
+
+    `load` is the machine's load average over a minute before, of `cores`: on a busy machine small models wait most.
+    """
+    load, cores = os.getloadavg()[0], os.cpu_count()
+    length = min([LATENCY_LENGTH, *map(positions, models)])
+    vocabulary = min(model.config.vocab_size for model in models)
+    generator = torch.Generator().manual_seed(0)
+    seconds = {
+        batch: seconds_per_call(models, torch.randint(vocabulary, (batch, length), generator=generator), rounds)
+        for batch, rounds in LATENCY_ROUNDS.items()
+    }
+    threads = torch.get_num_threads()
+    return {"threads": threads, "length": length, "load": load, "cores": cores, "seconds": seconds}
 
 
 @torch.no_grad()
-def speeds(models: list[PreTrainedModel], ids: torch.Tensor, rounds: int = 7) -> list[float]:
-    """Tokens per second of the encoders on ids [B, L]; the models take turns, the median round counts."""
+def seconds_per_call(models: list[PreTrainedModel], ids: torch.Tensor, rounds: int) -> list[float]:
+    """Seconds of each encoder on ids [B, L]; the models take turns, the median round counts, the first one does not."""
     seconds: list[list[float]] = [[] for _ in models]
     for turn in range(rounds + 1):
         for model, times in zip(models, seconds, strict=True):
@@ -39,7 +85,7 @@ def speeds(models: list[PreTrainedModel], ids: torch.Tensor, rounds: int = 7) ->
             model.base_model(ids)
             if turn:
                 times.append(time.perf_counter() - started)
-    return [ids.numel() / statistics.median(times) for times in seconds]
+    return [statistics.median(times) for times in seconds]
 
 
 if __name__ == "__main__":

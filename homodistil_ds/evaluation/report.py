@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
-import os
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+
+from homodistil_ds.data.parts import written_whole
 
 NONE = "-"  # a cell without a value
 
@@ -31,8 +32,8 @@ class ModelRow:
     """Masked-language-model loss on the held-out sequences, nats per predicted token."""
     discrepancy_kl: float | None
     """KL from the teacher's to this model's predictions at the masked held-out positions, nats."""
-    tokens_per_second: float
-    """CPU inference."""
+    tokens_per_second: float | None
+    """CPU inference; None for a teacher that was never whole on a rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,14 @@ class Report:
     tokens: int
     """Tokens seen in training, over all ranks."""
     wall_seconds: float
+    train_flops: float
+    """Floating-point operations of the training by the cost model: matrix work of teacher, student and projections."""
+    loop_seconds: float
+    """Wall time of the training loop alone on rank 0, since the last start: cuts, evaluations and checkpoints too."""
+    loop_cpu_seconds: float
+    """CPU time of that process in the same time."""
+    measured_cpu_seconds: float
+    """The part of it that evaluations along the way took."""
     world_size: int
     zero_stage: int
     precision: str
@@ -56,6 +65,8 @@ class Report:
     corpus_fingerprint: str
     digests_checked: int
     """How often the ranks compared their masks."""
+    prune_events: list[dict[str, Any]]
+    """Step, widths and mask digest of each of these times."""
     versions: dict[str, str]
     history: list[dict[str, float]]
     """One entry per log line and per held-out evaluation, in order."""
@@ -70,8 +81,8 @@ def write_report(report: Report, run_dir: Path, figures: Mapping[str, Figure]) -
     (run_dir / "figures").mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(run_dir / "figures" / f"{name}.png")
-    _replace(run_dir / "report.md", _markdown(report, run_dir, list(figures)))
-    _replace(run_dir / "report.json", json.dumps(_finite(asdict(report)), indent=2, allow_nan=False) + "\n")
+    replace_text(run_dir / "report.md", _markdown(report, run_dir, list(figures)))
+    replace_text(run_dir / "report.json", json.dumps(finite(asdict(report)), indent=2, allow_nan=False) + "\n")
 
 
 def before_after_table(report: Report) -> str:
@@ -133,7 +144,9 @@ def _markdown(report: Report, run_dir: Path, figures: list[str]) -> str:
         "method": report.method,
         "steps": f"{report.steps:,}",
         "tokens": f"{report.tokens:,}",
+        "training cost": f"{report.train_flops:.3g} FLOPs of matrix work",
         "wall time": duration_text(report.wall_seconds),
+        "training loop": f"{duration_text(report.loop_seconds)}, CPU time {duration_text(report.loop_cpu_seconds)}",
         "world size": report.world_size,
         "ZeRO stage": report.zero_stage,
         "precision": report.precision,
@@ -157,19 +170,16 @@ def _markdown(report: Report, run_dir: Path, figures: list[str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The same JSON value with null for what JSON cannot say (nan, inf)."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def replace_text(path: Path, text: str) -> None:
+    """Write a file by rename; whoever reads or writes it at the same time has a whole one."""
+    with written_whole(path) as file:
+        file.write(text.encode())

@@ -2,43 +2,100 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import importlib
 import os
 import shlex
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 import transformers
 
 from homodistil_ds.config import RunConfig
+from homodistil_ds.errors import HomodistilError
+from homodistil_ds.machine import Machine
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found no accelerator
 
-from homodistil_ds.methods import homodistil, pretrain
-from homodistil_ds.runtime import engine, ranks
+from homodistil_ds.runtime import checkpoint, claim, engine, ranks
+from homodistil_ds.runtime.exit_reason import FILE_NAME, write_exit_reason
 
-METHODS: dict[str, Callable[[RunConfig, dict[str, Any], str], None]] = {
-    "homodistil": homodistil.run,
-    "pretrain": pretrain.run,
-}
+Method = Callable[[RunConfig, Machine, str], None]
 
 
-def run_method(config: RunConfig, machine: dict[str, Any], arguments: list[str]) -> None:
-    """Run the configured method on every rank of this launch; `machine` is the DeepSpeed configuration, `arguments` are
-    the flags as typed, for the records."""
+def method(name: str) -> Method:
+    """`run` of the module of that name. Only now: the metrics of tasks take more than a second to import."""
+    run: Method = importlib.import_module(f"homodistil_ds.methods.{name}").run
+    return run
+
+
+@contextlib.contextmanager
+def process_group(*names: str) -> Iterator[None]:
+    """The ranks of this launch, for one run of these methods or for several, one after the other."""
+    for name in names:
+        method(name)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     engine.prepare_op_folder()
     ranks.start()
-    torch.manual_seed(config.seed)
+    gc.freeze()  # modules and functions: the collection at each cut need not look at them
     try:
-        METHODS[config.method](config, machine, _command(arguments))
+        yield
     finally:
         ranks.stop()
 
 
-def _command(arguments: list[str]) -> str:
-    """A command that repeats this run on as many ranks, whatever launched it."""
+def run_method(config: RunConfig, machine: Machine, command: str) -> None:
+    """Run the configured method on every rank of the group; `command` is what repeats it, for the records."""
+    torch.manual_seed(config.seed)
+    run_dir = Path(config.output_dir)
+    try:
+        method(config.method)(config, machine, command)
+        if ranks.rank() == 0:
+            write_exit_reason(run_dir, 0, "DONE", "the run is complete", 0, config.steps or None, None)
+    except HomodistilError as error:
+        _leave_reason(run_dir, error)
+        if error.error_id.startswith("STOP"):
+            # Some launchers end all ranks as soon as one leaves with a code; by then the reason must be written.
+            with contextlib.suppress(RuntimeError):
+                ranks.everyone(None)
+        raise
+    except Exception as error:
+        known = _lost_rank(run_dir, error) if ranks.lost(error) else None
+        _leave_reason(run_dir, known or error)
+        if known is None:
+            raise
+        raise known from error
+
+
+def _leave_reason(run_dir: Path, error: Exception) -> None:
+    """Only the holder of the folder writes into it; a rank that lost another one may, if nobody else has."""
+    code, name, what = 1, "INTERNAL", f"{type(error).__name__}: {error}"
+    if isinstance(error, HomodistilError):
+        code, name, what = error.exit_code, error.error_id, error.what
+    lost = name == "DIST-LOST-RANK"
+    if (lost or claim.is_held(run_dir)) and not (lost and (run_dir / FILE_NAME).exists()):
+        last = checkpoint.newest_name(run_dir / "checkpoints")
+        write_exit_reason(run_dir, code, name, what, ranks.rank(), None, last)
+
+
+def _lost_rank(run_dir: Path, error: Exception) -> HomodistilError:
+    folder = run_dir / "checkpoints"
+    last = checkpoint.newest_name(folder)
+    reason = str(error).strip().splitlines()[0][:200]
+    return HomodistilError(
+        "DIST-LOST-RANK",
+        f"rank {ranks.rank()} lost another rank: {reason}",
+        f"The first error of this job is that rank's; what each rank said is in {run_dir / 'logs'}.\n"
+        f"Start the same command again{' with --resume auto' if last else ''}.",
+        f"The last checkpoint is {folder / last}." if last else "No checkpoint was written.",
+    )
+
+
+def command_of(script: str, arguments: list[str]) -> str:
+    """A command that repeats this start on as many ranks, whatever launched it; inside `process_group`."""
     typed = [argument for argument in arguments if not argument.startswith("--local")]
-    return shlex.join(["deepspeed", "--num_gpus", str(ranks.world_size()), "homodistil_ds/train.py", *typed])
+    return shlex.join(["deepspeed", "--num_gpus", str(ranks.world_size()), script, *typed])

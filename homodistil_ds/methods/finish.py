@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -13,39 +9,41 @@ import torch
 from transformers import PreTrainedModel
 
 from homodistil_ds.config import BUILTIN
-from homodistil_ds.errors import HomodistilError
-from homodistil_ds.evaluation import figures, plain
+from homodistil_ds.evaluation import figures, proof
 from homodistil_ds.evaluation.card import model_card
-from homodistil_ds.evaluation.heldout import Forward, HeldOut, evaluate
+from homodistil_ds.evaluation.heldout import HeldOut, evaluate
 from homodistil_ds.evaluation.report import ModelRow, Report, before_after_table, versions, write_report
+from homodistil_ds.methods import flops
+from homodistil_ds.methods.placing import float32_teacher
 from homodistil_ds.methods.setting import Setting
-from homodistil_ds.models.forward import forward
-from homodistil_ds.models.loading import folder_of, load_teacher, save_folder, stored_dtype
+from homodistil_ds.models.forward import Activations, forward
+from homodistil_ds.models.loading import empty_model, folder_of, save_folder, stored_dtype
 from homodistil_ds.models.width import TRAINED_PREFIX, WidthPlan, Widths, count
 from homodistil_ds.pruning.shrink import export
-from homodistil_ds.runtime import ds_config, ranks
+from homodistil_ds.runtime import claim, ds_config, ranks
+from homodistil_ds.runtime.engine import dispose
 from homodistil_ds.runtime.shards import full_weights
 from homodistil_ds.stage import Stage
 
-PARITY = 1e-5  # largest difference of float32 logits between trained and saved student, in units of the largest logit
 
-
-def finish(setting: Setting, stage: Stage, with_teacher: bool) -> None:
+def finish(setting: Setting, stage: Stage) -> None:
     """Write student/, report.md, report.json and figures/, and print the table. All ranks call it."""
     seconds = time.perf_counter() - setting.started
     dtype = stored_dtype(setting.config.teacher, setting.config.student.dtype)
     student, kept = plain_student(setting, stage)
+    zero_stage = stage.engine.zero_optimization_stage()
+    dispose(stage.engine)
     torch.nn.Module.to(student, dtype).float()
-    # Loaded again: the teacher of the stage was rounded to the precision of training.
-    teacher = load_teacher(setting.config.teacher)[0] if with_teacher else None
-    held_out = held_out_in_float32(setting, student, teacher)
+    teacher = None if stage.teacher is None else float32_teacher(setting, stage)
+    held_out = held_out_in_float32(setting, stage, student, teacher)
 
     def write() -> None:
+        claim.check(setting.run_dir)
         folder = setting.run_dir / "student"
         setting.monitor.line("saving the student and loading it back in a fresh process")
         save_folder(student, setting.tokenizer, folder, dtype, kept)
-        rates = prove(setting, student, folder, with_teacher)
-        report = build_report(setting, stage, held_out, rates, seconds)
+        rates = prove(setting, student, folder, teacher is not None)
+        report = build_report(setting, stage, held_out, rates, seconds, zero_stage)
         card = model_card(
             base_model=setting.config.teacher,
             license="apache-2.0" if setting.config.teacher == BUILTIN else None,
@@ -59,39 +57,44 @@ def finish(setting: Setting, stage: Stage, with_teacher: bool) -> None:
             f"\n{before_after_table(report)}\n\nstudent: {folder}\nreport:  {setting.run_dir}/report.md"
         )
 
-    ranks.together(lambda: write() if ranks.rank() == 0 else None)
+    ranks.on_first(write)
     setting.monitor.close()
 
 
 def plain_student(setting: Setting, stage: Stage) -> tuple[PreTrainedModel, dict | None]:
     """The trained student as a smaller plain model in float32 on the CPU, and what pruning.json says of it."""
     weights = full_weights(stage.engine)
-    model = stage.engine.module.model.float().cpu()
+    masks = stage.pruner.masks if stage.pruner else None
+    model = empty_model(stage.engine.module.model, stage.plan, masks.physical() if masks else stage.widths())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[TRAINED_PREFIX + name])
-    if stage.pruner is None:
+    if masks is None:
         return model.eval(), None
-    masks = stage.pruner.masks
-    indices = masks.indices()
     kept = {
         "teacher": setting.config.teacher,
         "digest": masks.digest(),
         "widths": vars(masks.widths()),
-        "kept": {group: index.tolist() for group, index in indices.items()},
+        "kept": {group: index.tolist() for group, index in masks.indices().items()},
     }
-    return export(model, setting.plan, masks.widths(), indices), kept
+    local = {group: mask.nonzero().flatten() for group, mask in masks.local().items()}
+    return export(model, stage.plan, masks.widths(), local), kept
 
 
-def held_out_in_float32(setting: Setting, student: PreTrainedModel, teacher: PreTrainedModel | None) -> HeldOut:
+def held_out_in_float32(
+    setting: Setting, stage: Stage, student: PreTrainedModel, teacher: torch.nn.Module | None
+) -> HeldOut:
     """Held-out figures of the very model that is saved, in float32."""
 
-    def logits_of(model: PreTrainedModel) -> Forward:
-        model.eval().to(device=ranks.device(), dtype=torch.float32)
-        return lambda input_ids, positions: forward(model, setting.plan.family, input_ids, positions, {"logits"})
+    def own(input_ids: torch.Tensor, positions: torch.Tensor) -> Activations:
+        return forward(student, stage.plan.family, input_ids, positions, {"logits"})
 
-    taught = None if teacher is None else logits_of(teacher)
-    result = evaluate(logits_of(student), taught, setting.batches.held_out())
+    def taught(input_ids: torch.Tensor, positions: torch.Tensor) -> Activations:
+        assert teacher is not None
+        return teacher(input_ids, positions, reads={"logits"})
+
+    student.eval().to(device=ranks.device(), dtype=torch.float32)
+    result = evaluate(own, None if teacher is None else taught, setting.batches.held_out())
     student.cpu()
     return result
 
@@ -99,52 +102,30 @@ def held_out_in_float32(setting: Setting, student: PreTrainedModel, teacher: Pre
 def prove(setting: Setting, student: PreTrainedModel, folder: Path, with_teacher: bool) -> list[float]:
     """Load the folder in a process that knows only torch and transformers, compare logits, time both models.
 
-    Returns tokens per second of the student and, if there is one, of the teacher. Raises HomodistilError if the folder
-    does not load or its logits are off by more than PARITY.
+    Returns tokens per second of the student and, if there is one that fits a rank, of the teacher. Raises
+    HomodistilError if the folder does not load or its logits are off by more than proof.PARITY.
     """
+    kept = f"The checkpoint in {setting.run_dir}/checkpoints is valid."
     ids = torch.from_numpy(setting.corpus.held_out[:8].astype("int64"))
-    with tempfile.TemporaryDirectory() as scratch:
-        inputs, outputs = Path(scratch, "ids.pt"), Path(scratch, "logits.pt")
-        torch.save(ids, inputs)
-        _run_plain(str(folder), str(inputs), str(outputs))
-        with torch.no_grad():
-            trained = student(ids).logits
-            off = (trained - torch.load(outputs, weights_only=True)).abs().max()
-            difference = float(off / trained.abs().max())
-        if not difference <= PARITY:
-            raise HomodistilError(
-                "NUM-EXPORT",
-                f"{folder}: the saved student's logits differ from the trained student's by {difference:.2e}",
-                "Please report this; it is a fault of the program.",
-                f"The checkpoint in {setting.run_dir}/checkpoints is valid.",
-            )
-        models = [str(folder)] + ([folder_of(setting.config.teacher)] if with_teacher else [])
-        return json.loads(_run_plain("--speed", str(inputs), *models))
+    with torch.no_grad():
+        proof.prove(folder, [{"input_ids": ids}], [student(ids).logits], kept)
+    models = [str(folder)]
+    if with_teacher and setting.placement == "replicated":
+        models.append(folder_of(setting.config.teacher))
+    return proof.speeds(models, ids, kept)
 
 
-def _run_plain(*arguments: str) -> str:
-    command = [sys.executable, "-I", plain.__file__, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise HomodistilError(
-            "NUM-EXPORT",
-            f"the saved student does not load with transformers alone (exit code {done.returncode}): {reason}",
-            "Please report this; it is a fault of the program.",
-            "The last checkpoint is valid.",
-        )
-    return done.stdout
-
-
-def build_report(setting: Setting, stage: Stage, held_out: HeldOut, rates: list[float], seconds: float) -> Report:
+def build_report(
+    setting: Setting, stage: Stage, held_out: HeldOut, rates: list[float], seconds: float, zero_stage: int
+) -> Report:
     config, machine = setting.config, setting.ds_config
     student = _model_row(
-        setting.plan, stage.widths(), setting.run_dir / "student", held_out.loss, held_out.discrepancy_kl, rates[0]
+        stage.plan, stage.widths(), setting.run_dir / "student", held_out.loss, held_out.discrepancy_kl, rates[0]
     )
     teacher = None
     if held_out.teacher_loss is not None:
         source = Path(folder_of(config.teacher))
-        teacher = _model_row(setting.plan, setting.plan.full, source, held_out.teacher_loss, 0.0, rates[1])
+        teacher = _model_row(setting.plan, setting.plan.full, source, held_out.teacher_loss, 0.0, *rates[1:])
     return Report(
         name=setting.run_dir.name,
         method=config.method,
@@ -153,24 +134,29 @@ def build_report(setting: Setting, stage: Stage, held_out: HeldOut, rates: list[
         steps=config.steps,
         tokens=config.steps * config.global_batch_size * config.sequence_length,
         wall_seconds=seconds,
+        train_flops=flops.of_run(setting, stage),
+        loop_seconds=stage.loop_seconds,
+        loop_cpu_seconds=stage.loop_cpu_seconds,
+        measured_cpu_seconds=stage.measured_cpu_seconds,
         world_size=ranks.world_size(),
-        zero_stage=ds_config.zero_stage(machine),
+        zero_stage=zero_stage,
         precision=ds_config.precision(machine),
         seed=config.seed,
         mask_digest=stage.pruner.masks.digest() if stage.pruner else "",
-        corpus_fingerprint=setting.corpus.fingerprint,
-        digests_checked=stage.pruner.agreements if stage.pruner else 0,
+        corpus_fingerprint=setting.fingerprint,
+        digests_checked=len(stage.pruner.events) if stage.pruner else 0,
+        prune_events=stage.pruner.events if stage.pruner else [],
         versions=versions(),
         history=stage.history,
     )
 
 
 def _model_row(
-    plan: WidthPlan, widths: Widths, folder: Path, loss: float, discrepancy: float | None, rate: float
+    plan: WidthPlan, widths: Widths, folder: Path, loss: float, discrepancy: float | None, rate: float | None = None
 ) -> ModelRow:
     counted = count(plan, widths)
     return ModelRow(
-        parameters=counted.total + counted.head,
+        parameters=counted.with_head,
         parameters_without_embeddings=counted.matrices + counted.vectors + counted.head,
         widths={
             "hidden_size": widths.hidden,

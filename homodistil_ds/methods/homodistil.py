@@ -2,61 +2,78 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from transformers import PreTrainedModel
 
 from homodistil_ds.config import RunConfig
 from homodistil_ds.distillation.objective import Objective
+from homodistil_ds.evaluation.heldout import measure_on
+from homodistil_ds.machine import Machine
+from homodistil_ds.methods import flops
 from homodistil_ds.methods.finish import finish
-from homodistil_ds.methods.setting import Setting, claim, prepare_setting
-from homodistil_ds.models.forward import Student, choose_attention
-from homodistil_ds.models.loading import empty_model, twin, without_dropout
+from homodistil_ds.methods.placing import blank_student, placed_teacher, student_from
+from homodistil_ds.methods.running import saved, start_from, train
+from homodistil_ds.methods.setting import Setting, prepare_setting
+from homodistil_ds.models.forward import Student
+from homodistil_ds.models.loading import empty_model
+from homodistil_ds.models.width import Widths
+from homodistil_ds.pruning.milestones import Milestone, place_cuts, relative_cost
 from homodistil_ds.pruning.pruner import Pruner
 from homodistil_ds.pruning.schedule import WidthSchedule
-from homodistil_ds.runtime import checkpoint, engine, ranks
+from homodistil_ds.runtime.engine import Engine
 from homodistil_ds.stage import Stage
 
 
-def run(config: RunConfig, machine: dict[str, Any], command: str) -> None:
-    """Prune and distil down to the target widths by `pruning.end`, distil on to the end, save a plain student."""
+def run(config: RunConfig, machine: Machine, command: str) -> None:
+    """Prune and distil down to the target widths by `pruning.end`, distil on to the end, save a plain student.
+
+    At the milestones masked neurons leave the running engine.
+    """
     setting = prepare_setting(config, machine, command, head_may_be_missing=False)
     objective = Objective(config.loss, with_teacher=True)
-    plan = setting.plan
-    teacher = without_dropout(setting.source).eval().requires_grad_(False)
-    random_start = config.student.init == "random"
-    choose_attention(teacher, objective.teacher_reads())
-    torch.manual_seed(config.seed)
-    model = empty_model(teacher, plan, setting.target) if random_start else twin(teacher, plan)
-    model.requires_grad_(True)
-    student = Student(model, plan.family, objective.student_reads(), teacher_hidden=plan.full.hidden)
-    trained = engine.initialize(
-        student, config.optimizer, config.learning_rate, setting.ds_config, setting.monitor.line
-    )
-    pruner = (
-        None if random_start else Pruner(plan, width_schedule(setting), config.pruning.criterion, config.pruning.beta)
-    )
+    plan = setting.student_plan
+    prunes = config.student.init == "teacher"
+    pruner = Pruner(plan, width_schedule(setting), config.pruning.criterion, config.pruning.beta) if prunes else None
 
-    def save(step: int) -> None:
-        state = {"step": step, "pruner": pruner.state_dict() if pruner else None}
-        checkpoint.save(trained, setting.run_dir / "checkpoints", step, state)
+    def build(widths: Widths) -> Engine:
+        """An engine around a student of no particular weights."""
+        model = blank_student(setting, widths) if prunes else empty_model(setting.student_like, plan, widths)
+        return setting.engine_around(student_of(model, setting, objective), widths)
+
+    def first() -> Engine:
+        torch.manual_seed(config.seed)
+        widths = plan.full if prunes else setting.target
+        model = student_from(setting) if prunes else empty_model(setting.student_like, plan, widths)
+        return setting.engine_around(student_of(model, setting, objective), widths)
+
+    engine = start_from(setting, pruner, build, first)
+    teacher = placed_teacher(setting, objective.teacher_reads())
 
     stage = Stage(
         config=config,
-        engine=trained,
+        engine=engine,
         plan=plan,
-        teacher=teacher.to(ranks.device(), setting.train_dtype),
+        teacher=teacher,
         objective=objective,
-        batches=setting.batches,
+        batches=setting.batches.split_by(engine.train_micro_batch_size_per_gpu()),
+        measure=measure_on(setting.batches),
         monitor=setting.monitor,
         pruner=pruner,
-        save=save,
+        build=build,
+        save=lambda step: saved(setting, stage, step),
+        watchdog=setting.watchdog(),
         fixed_widths=setting.target,
+        milestones={cut.step: cut.widths for cut in milestones(setting, objective)} if prunes else {},
         head_origins=[torch.arange(setting.target.heads)] * plan.layers,
+        layer_map=setting.layer_map if plan.layers < setting.plan.layers else (),
     )
-    claim(setting)
-    stage.run()
-    finish(setting, stage, with_teacher=True)
+    train(setting, stage)
+    finish(setting, stage)
+
+
+def student_of(model: PreTrainedModel, setting: Setting, objective: Objective) -> Student:
+    reads, plan = objective.student_reads(), setting.plan
+    return Student(model.requires_grad_(True), plan.family, reads, teacher_hidden=plan.full.hidden)
 
 
 def width_schedule(setting: Setting) -> WidthSchedule:
@@ -69,3 +86,15 @@ def width_schedule(setting: Setting) -> WidthSchedule:
         end=max(1, round(config.pruning.end * config.steps)),
         interval=config.pruning.interval,
     )
+
+
+def milestones(setting: Setting, objective: Objective) -> tuple[Milestone, ...]:
+    """The cuts that make this run cheapest; says so in a line."""
+    config, plan = setting.config, setting.student_plan
+    cost = flops.per_token(setting, objective, with_teacher=True)
+    cuts = place_cuts(width_schedule(setting), plan, config.cuts, config.steps, cost)
+    if cuts:
+        share = relative_cost(cuts, plan.full, config.steps, cost)
+        places = ", ".join(f"{cut.widths} at {cut.step}" for cut in cuts)
+        setting.monitor.line(f"cuts: {places}; {share:.2f} of the FLOPs of the same run without cuts")
+    return cuts

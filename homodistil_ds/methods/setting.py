@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,151 +12,151 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from homodistil_ds.config import RunConfig
 from homodistil_ds.data.batches import Batches
-from homodistil_ds.data.corpus import Corpus, Order, prepare
+from homodistil_ds.data.corpus import Corpus, Order
 from homodistil_ds.data.masking import masking_for
-from homodistil_ds.errors import HomodistilError
-from homodistil_ds.evaluation.report import versions
-from homodistil_ds.models.families import plan_for, target_widths
-from homodistil_ds.models.loading import load_teacher
-from homodistil_ds.models.width import WidthPlan, Widths
-from homodistil_ds.runtime import ds_config, engine, ranks
-from homodistil_ds.runtime.monitor import Monitor
+from homodistil_ds.distillation.objective import check_losses
+from homodistil_ds.machine import Machine
+from homodistil_ds.methods.opening import Run, check_length, checked, open_logs, say, train_dtype
+from homodistil_ds.methods.reading import read_corpus
+from homodistil_ds.methods.start import check_same_data, where_to_start
+from homodistil_ds.models.depth import layer_map, outline_of, shallower
+from homodistil_ds.models.families import target_widths
+from homodistil_ds.models.loading import load_outline, load_teacher, read_plan
+from homodistil_ds.models.pieces import Read
+from homodistil_ds.models.width import WidthPlan, Widths, count
+from homodistil_ds.runtime import ds_config, memory, placement, ranks
+from homodistil_ds.runtime.engine import Engine
 
 
 @dataclass(kw_only=True)
-class Setting:
-    """`source` is the loaded model: the teacher of a distillation, the model to train of a pre-training."""
+class Setting(Run):
+    """`source` is the teacher of a distillation or the model to train of a pre-training.
 
-    config: RunConfig
-    ds_config: dict[str, Any]
-    run_dir: Path
-    command: str
+    With `read` it is an outline on the meta device, and `read` gives its weights a run at a time; else it is whole.
+    `student_plan` and `student_like` are the table and the form of a student that has the layers of `layer_map` alone;
+    nobody trains `student_like` itself. `placement` is where the teacher goes.
+    """
+
     source: PreTrainedModel
+    read: Read | None
     tokenizer: PreTrainedTokenizerBase
     plan: WidthPlan
     target: Widths
+    layer_map: tuple[int, ...]
+    student_plan: WidthPlan
+    student_like: PreTrainedModel
     corpus: Corpus
     batches: Batches
-    monitor: Monitor
-    started: float
 
-    @property
-    def train_dtype(self) -> torch.dtype:
-        return torch.bfloat16 if ds_config.precision(self.ds_config) == "bf16" else torch.float32
+    def engine_around(self, student: torch.nn.Module, widths: Widths) -> Engine:
+        return self.engine_of(student, self.ds_config_for(widths))
+
+    def ds_config_for(self, widths: Widths) -> dict[str, Any]:
+        """The configuration after cuts as soon as it takes no more memory per rank than the run began with."""
+        later = self.ds_config_after_cuts
+        if later is None or widths == self.plan.full or self.config.student.init == "random":
+            return self.ds_config
+        began, needed = (
+            student_bytes(machine, parameters(self.student_plan, shape))
+            for machine, shape in ((self.ds_config, self.plan.full), (later, widths))
+        )
+        return later if needed <= began else self.ds_config
 
 
-def prepare_setting(config: RunConfig, machine: dict[str, Any], command: str, head_may_be_missing: bool) -> Setting:
+def student_bytes(machine: dict[str, Any], size: int) -> int:
+    """Memory per rank to train `size` parameters under a DeepSpeed configuration."""
+    stage, precision = ds_config.zero_stage(machine), ds_config.precision(machine)
+    offload = torch.cuda.is_available() and ds_config.offloads(machine)
+    return memory.student_bytes(size, stage, ranks.world_size(), precision, offload)
+
+
+def parameters(plan: WidthPlan, widths: Widths) -> int:
+    return count(plan, widths).with_head
+
+
+def prepare_setting(config: RunConfig, machine: Machine, command: str, head_may_be_missing: bool) -> Setting:
     """Check everything a user can get wrong, then pack the corpus into the run directory.
 
     All ranks call it and fail together. Raises HomodistilError.
     """
     started = time.perf_counter()
     run_dir = Path(config.output_dir)
-    machine = ranks.together(lambda: ds_config.with_batch_sizes(machine, config.global_batch_size, ranks.world_size()))
-    ranks.together(lambda: engine.check(machine, config.optimizer))
-    ranks.together(lambda: _refuse_used(run_dir) if ranks.rank() == 0 else None)
-    source, tokenizer = ranks.together(lambda: load_teacher(config.teacher, head_may_be_missing))
-    plan = plan_for(source.config)
+    first, later = checked(config, machine)
+    found = where_to_start(config, machine.resume, say)
+    plan = ranks.together(lambda: read_plan(config.teacher, only="masked"))
     student = config.student
     target = ranks.together(
         lambda: target_widths(plan, student.hidden_size, student.intermediate_size, student.num_attention_heads)
     )
-    ranks.together(lambda: _check_length(config, plan))
+    ranks.together(lambda: check_length(config, plan))
+    layers = ranks.together(lambda: layer_map(plan.layers, student.num_hidden_layers, student.layers))
+    student_plan = shallower(plan, layers)
+    pruned = student.init == "teacher" and target != plan.full
+    ranks.together(lambda: check_losses(config.loss, target, plan.full, pruned))
+    placed, reason = _choose_placement(config, machine.teacher_placement, first, plan, student_plan, target)
+    source, tokenizer, read = ranks.together(lambda: _load(config.teacher, head_may_be_missing, placed == "replicated"))
     masking = ranks.together(lambda: masking_for(tokenizer, plan.fixed["vocab"], config.mask_probability))
-    corpus = _read_corpus(config, tokenizer, run_dir)
+    corpus = read_corpus(config, tokenizer, run_dir)
+    if found is not None:
+        ranks.together(lambda: check_same_data(found, corpus.fingerprint, vars(plan.full)))
     batches = Batches(
         corpus=corpus,
         masking=masking,
         order=Order(len(corpus.train), config.seed),
         seed=config.seed,
         global_batch=config.global_batch_size,
-        micro_batch=machine["train_micro_batch_size_per_gpu"],
+        micro_batch=first["train_micro_batch_size_per_gpu"],
         rank=ranks.rank(),
         world_size=ranks.world_size(),
     )
+    monitor = open_logs(config, found)
+    if reason:
+        monitor.line(reason)
     return Setting(
         config=config,
-        ds_config=machine,
+        ds_config=first,
+        ds_config_after_cuts=later,
         run_dir=run_dir,
         command=command,
         source=source,
+        read=read,
+        placement=placed,
+        fingerprint=corpus.fingerprint,
         tokenizer=tokenizer,
         plan=plan,
         target=target,
+        layer_map=layers,
+        student_plan=student_plan,
+        student_like=source if student_plan.layers == plan.layers else outline_of(source, plan, layers),
         corpus=corpus,
         batches=batches,
-        monitor=Monitor(run_dir, config.steps, enabled=ranks.rank() == 0),
+        monitor=monitor,
+        checkpoint=found,
         started=started,
     )
 
 
-def _read_corpus(config: RunConfig, tokenizer: PreTrainedTokenizerBase, run_dir: Path) -> Corpus:
-    """Rank 0 packs the corpus into the run directory, then all ranks map it."""
-
-    def pack() -> None:
-        try:
-            run_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise HomodistilError(
-                "CFG-OUTPUT", f"--output_dir {run_dir} cannot be made: {error.strerror}", "Choose another folder."
-            ) from error
-        try:
-            read()
-        except HomodistilError:
-            with contextlib.suppress(OSError):
-                run_dir.rmdir()  # only if nothing is in it
-            raise
-
-    def read() -> Corpus:
-        cache = run_dir / "corpus"
-        return prepare(config.corpus, tokenizer, config.sequence_length, config.held_out_sequences, cache)
-
-    ranks.together(lambda: pack() if ranks.rank() == 0 else None)
-    corpus = ranks.together(read)
-    if ranks.differing({"corpus": int(corpus.fingerprint, 16) >> 1}) is not None:
-        raise HomodistilError(
-            "DIST-CORPUS-DIFFERS",
-            f"the packed corpus in {run_dir} is not the same on all ranks",
-            "Let all nodes see one --output_dir, on a shared file system.",
-        )
-    return corpus
-
-
-def claim(setting: Setting) -> None:
-    """Write what this run is, once its engine stands: from here on the folder holds a run. All ranks call it."""
-    ranks.together(lambda: _write_records(setting) if ranks.rank() == 0 else None)
-
-
-def _write_records(setting: Setting) -> None:
-    facts = {
-        "command": setting.command,
-        "host": platform.node(),
+def _choose_placement(
+    config: RunConfig, asked: str, machine: dict[str, Any], plan: WidthPlan, student_plan: WidthPlan, target: Widths
+) -> tuple[str, str]:
+    """Where the teacher goes, the same on all ranks, and the reason. A model to train goes where its stage says."""
+    if config.method == "pretrain":
+        return ("zero3" if ds_config.zero_stage(machine) == 3 else "replicated"), ""
+    student = parameters(student_plan, target if config.student.init == "random" else plan.full)
+    sizes = {
+        "teacher_bytes": parameters(plan, plan.full) * train_dtype(machine).itemsize,
+        "student_bytes": student_bytes(machine, student),
+        "available_bytes": ranks.smallest(memory.available_bytes()),
         "world_size": ranks.world_size(),
-        "versions": versions(),
     }
-    for name, text in (
-        ("run.json", json.dumps(facts, indent=2) + "\n"),
-        ("ds_config.json", json.dumps(setting.ds_config, indent=2) + "\n"),
-        ("run_config.json", setting.config.to_json()),
-    ):
-        (setting.run_dir / name).write_text(text, encoding="utf-8")
+    on_gpu = torch.cuda.is_available()
+    placed = ranks.together(lambda: placement.choose(asked, **sizes, on_gpu=on_gpu))
+    return placed, placement.explain(asked, placed, **sizes, on_gpu=on_gpu)
 
 
-def _refuse_used(run_dir: Path) -> None:
-    used = [name for name in ("run_config.json", "checkpoints", "student") if (run_dir / name).exists()]
-    if used:
-        raise HomodistilError(
-            "CFG-USED-DIR",
-            f"--output_dir {run_dir} already holds a run ({', '.join(used)})",
-            "Choose another --output_dir, or move that one away.",
-        )
-
-
-def _check_length(config: RunConfig, plan: WidthPlan) -> None:
-    longest = plan.fixed["position"]
-    if config.sequence_length > longest:
-        raise HomodistilError(
-            "CFG-LENGTH",
-            f"--sequence_length {config.sequence_length}, but the teacher knows {longest} positions",
-            f"Use {longest} or less.",
-        )
+def _load(
+    teacher: str, head_may_be_missing: bool, whole: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Read | None]:
+    if whole:
+        return *load_teacher(teacher, head_may_be_missing), None
+    return load_outline(teacher, head_may_be_missing)

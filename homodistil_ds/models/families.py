@@ -1,14 +1,20 @@
-"""The families that can be pruned, and the width plan of a loaded model."""
+"""The families that can be pruned, the width plan of a loaded model, and the shapes it can be cut to."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.models.bert import BERT
-from homodistil_ds.models.width import Family, WidthPlan, Widths
+from homodistil_ds.models.distilbert import DISTILBERT
+from homodistil_ds.models.electra import ELECTRA
+from homodistil_ds.models.llama import LLAMA
+from homodistil_ds.models.roberta import ROBERTA
+from homodistil_ds.models.width import Axis, Family, Row, WidthPlan, Widths
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (BERT,)}
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (BERT, ROBERTA, DISTILBERT, ELECTRA, LLAMA)}
 
 
 def plan_for(config: Any) -> WidthPlan:
@@ -20,20 +26,34 @@ def plan_for(config: Any) -> WidthPlan:
             f"the teacher is of type '{config.model_type}', which has no width table",
             f"Supported: {', '.join(FAMILIES)}.",
         )
-    hidden, heads = config.hidden_size, config.num_attention_heads
+    sizes = {axis: getattr(config, name) for axis, name in family.fields.items()}
+    merged = {axis: other for axis, other in family.merges.items() if sizes[axis] == sizes[other]}
+    heads = sizes["heads"]
+    head_size = sizes.get("head_size", sizes["hidden"] // heads)
+    fixed = ("vocab", "position", "type", *family.merges)
     return WidthPlan(
-        family=family,
-        full=Widths(hidden=hidden, ffn=config.intermediate_size, heads=heads, head_size=hidden // heads),
-        layers=config.num_hidden_layers,
-        fixed={axis: getattr(config, family.fields[axis]) for axis in ("vocab", "position", "type")},
+        family=replace(family, rows=_rows_of(family, config, merged)),
+        full=Widths(hidden=sizes["hidden"], ffn=sizes["ffn"], heads=heads, head_size=head_size),
+        layers=sizes["layers"],
+        fixed={axis: sizes[axis] for axis in fixed if axis in sizes and axis not in merged},
+        positions=sizes["position"] - (config.pad_token_id + 1 if family.padded_positions else 0),
+        queries_per_group=heads // sizes.get("key_value_heads", heads),
+    )
+
+
+def _rows_of(family: Family, config: Any, merged: Mapping[Axis, Axis]) -> tuple[Row, ...]:
+    """The rows of the parameters that a model of this configuration has, with merged axes replaced."""
+    return tuple(
+        replace(row, axes=tuple(merged.get(axis, axis) for axis in row.axes))
+        for row in family.rows
+        if row.when is None or row.when(config)
     )
 
 
 def target_widths(plan: WidthPlan, hidden: int | None, ffn: int | None, heads: int | None) -> Widths:
     """The student's widths; None keeps the teacher's value.
 
-    Raises HomodistilError for widths outside 1..teacher, and, where the head size is tied to hidden / heads, for a
-    hidden size that the heads do not divide or that would need larger heads than the teacher has.
+    Raises HomodistilError for widths outside 1..teacher, and for a shape that a plain folder of the family cannot hold.
     """
     full = plan.full
     hidden = full.hidden if hidden is None else hidden
@@ -53,22 +73,39 @@ def target_widths(plan: WidthPlan, hidden: int | None, ffn: int | None, heads: i
         raise HomodistilError(
             "CFG-WIDTH",
             f"--student.hidden_size {hidden} with --student.num_attention_heads {heads} is not a shape that a plain "
-            f"{plan.family.model_type} folder can hold: its heads have hidden_size / num_attention_heads entries each, "
-            f"at most the teacher's {full.head_size}",
+            f"{plan.family.model_type} folder can hold: {_rule(plan)}",
             f"Nearest legal shapes (hidden_size with heads): {', '.join(_nearest(legal, hidden, heads))}.",
         )
-    return Widths(hidden=hidden, ffn=ffn, heads=heads, head_size=hidden // heads)
+    head_size = full.head_size if plan.family.head_size == "kept" else hidden // heads
+    return Widths(hidden=hidden, ffn=ffn, heads=heads, head_size=head_size)
 
 
 def legal_shapes(plan: WidthPlan) -> set[tuple[int, int]]:
     """Every (hidden size, heads) that a plain folder of this family holds and that can be cut from this teacher."""
     full = plan.full
+    largest = full.hidden if plan.family.head_size == "kept" else full.head_size
     return {
-        (heads * head_size, heads)
-        for heads in range(1, full.heads + 1)
-        for head_size in range(1, full.head_size + 1)
-        if heads * head_size <= full.hidden
+        (heads * factor, heads)
+        for heads in range(plan.queries_per_group, full.heads + 1, plan.queries_per_group)
+        for factor in range(1, largest + 1)
+        if heads * factor <= full.hidden and heads * factor not in _apart(plan)
     }
+
+
+def _apart(plan: WidthPlan) -> set[int]:
+    """Hidden sizes at which a plain folder would merge an axis that the teacher has apart, and lack its projection."""
+    return {plan.fixed[axis] for axis in plan.family.merges if axis in plan.fixed}
+
+
+def _rule(plan: WidthPlan) -> str:
+    """What makes a shape legal, in words."""
+    rule = f"its heads have hidden_size / num_attention_heads entries each, at most the teacher's {plan.full.head_size}"
+    if plan.family.head_size == "kept":
+        rule = (
+            "its hidden_size is a multiple of num_attention_heads, and those are a multiple of "
+            f"{plan.queries_per_group}, the query heads of one key and value head"
+        )
+    return "; ".join([rule, *(f"its hidden_size is not its embedding size {size}" for size in _apart(plan))])
 
 
 def _nearest(legal: set[tuple[int, int]], hidden: int, heads: int) -> list[str]:

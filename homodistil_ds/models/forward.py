@@ -1,13 +1,13 @@
-"""The forward pass of a masked language model, computing only what some loss reads, and the module that is trained.
+"""The forward pass of a language model, computing only what some loss reads, and the module that is trained.
 
 Shapes: B batch, L length, K predicted positions per row, H hidden, A heads, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -15,21 +15,25 @@ from transformers import PreTrainedModel
 
 from homodistil_ds.models.width import Family
 
-Read = Literal["logits", "hidden", "attention", "embedding"]
+Read = Literal["logits", "hidden", "attention", "embedding", "last", "queries", "keys", "values"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Activations:
-    """What a forward pass hands to the losses; a part that nobody reads is empty or None.
+class Activations(NamedTuple):
+    """What a forward pass hands to the losses; a part that nobody reads is empty or None. A tuple, as ZeRO-3 needs it.
 
     logits [B, K, V] at the predicted positions; hidden: one [B, L, H] per layer; attention: one [B, A, L, L] per layer
-    of probabilities; embedding [B, L, H] is the output of the embedding layer.
+    of probabilities; embedding [B, L, H] is the output of the embedding layer; last [B, L, H]: the states of the
+    last layer at the model's own width; queries, keys and values: one [B, A, L, D] per layer.
     """
 
     logits: torch.Tensor | None = None
     hidden: tuple[torch.Tensor, ...] = ()
     attention: tuple[torch.Tensor, ...] = ()
     embedding: torch.Tensor | None = None
+    last: torch.Tensor | None = None
+    queries: tuple[torch.Tensor, ...] = ()
+    keys: tuple[torch.Tensor, ...] = ()
+    values: tuple[torch.Tensor, ...] = ()
 
 
 def forward(
@@ -40,27 +44,84 @@ def forward(
     reads: Collection[Read],
 ) -> Activations:
     """Run `model` on input_ids [B, L]; the vocabulary head only at `positions` [B, K]."""
-    outputs = model.base_model(
-        input_ids=input_ids,
-        output_hidden_states="hidden" in reads or "embedding" in reads,
-        output_attentions="attention" in reads,
-    )
+    with attention_inputs(model, family, reads) as seen:
+        outputs = model.base_model(input_ids=input_ids, **asked(reads))
     logits = None
     if "logits" in reads:
         states = outputs.last_hidden_state
         rows = torch.arange(states.shape[0], device=states.device)[:, None]
-        logits = model.get_submodule(family.head)(states[rows, positions])
+        logits = states[rows, positions]
+        for path in family.head:
+            logits = model.get_submodule(path)(logits)
     return Activations(
         logits=logits,
         hidden=tuple(outputs.hidden_states[1:]) if "hidden" in reads else (),
         attention=tuple(outputs.attentions) if "attention" in reads else (),
         embedding=outputs.hidden_states[0] if "embedding" in reads else None,
+        last=outputs.last_hidden_state if "last" in reads else None,
+        **{read: tuple(parts) for read, parts in seen.items()},
     )
+
+
+def asked(reads: Collection[Read]) -> dict[str, bool]:
+    """What a Hugging Face model must return for `reads`."""
+    return {
+        "output_hidden_states": "hidden" in reads or "embedding" in reads,
+        "output_attentions": "attention" in reads,
+    }
+
+
+@contextmanager
+def attention_inputs(
+    model: PreTrainedModel, family: Family, reads: Collection[Read]
+) -> Iterator[dict[str, list[torch.Tensor]]]:
+    """While it is open, collects each layer's queries, keys or values, [B, A, L, D], as its matrices put them out."""
+    hidden, heads = (getattr(model.config, family.fields[name]) for name in ("hidden", "heads"))
+    size = getattr(model.config, family.fields.get("head_size", ""), None) or hidden // heads
+    seen: dict[str, list[torch.Tensor]] = {read: [] for read in ("queries", "keys", "values") if read in reads}
+    ends = {
+        path.removesuffix(".weight"): seen[read] for read, path in family.attention_inputs().items() if read in seen
+    }
+    hooks = []
+    for name, module in model.named_modules() if seen else ():
+        for end, parts in ends.items():
+            if name.endswith(end):
+                hooks.append(module.register_forward_hook(_collect(parts, size)))
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+# (model, family, what a batch shows a model..., reads=...): `forward` above, or that of a task
+Run = Callable[..., Activations]
 
 
 def choose_attention(model: PreTrainedModel, reads: Collection[Read]) -> None:
     """Eager attention where a loss reads the maps, which no fused kernel returns; else the fused one."""
     model.set_attn_implementation("eager" if "attention" in reads else "sdpa")
+
+
+def _collect(parts: list[torch.Tensor], size: int) -> Callable[[nn.Module, Any, torch.Tensor], None]:
+    def collect(module: nn.Module, inputs: Any, out: torch.Tensor) -> None:
+        parts.append(out.unflatten(-1, (-1, size)).transpose(1, 2))
+
+    return collect
+
+
+class Teacher(nn.Module):
+    """A frozen model as the loop calls it, whole here or in pieces on all ranks."""
+
+    def __init__(self, model: PreTrainedModel, family: Family, reads: Collection[Read], run: Run = forward) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.family = family
+        self.run = run
+        choose_attention(model, reads)
+
+    def forward(self, *shown: torch.Tensor, reads: Collection[Read]) -> Activations:
+        return self.run(self.model, self.family, *shown, reads=reads)
 
 
 class Student(nn.Module):
@@ -70,25 +131,32 @@ class Student(nn.Module):
     `hidden` group, and are never exported. Its parameters are the model's under the prefix `model.`.
     """
 
-    def __init__(self, model: PreTrainedModel, family: Family, reads: Collection[Read], teacher_hidden: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        family: Family,
+        reads: Collection[Read],
+        teacher_hidden: int,
+        run: Run = forward,
+    ) -> None:
         super().__init__()
         self.model = model
         self.family = family
+        self.run = run
         self.reads = frozenset(reads)
         choose_attention(model, self.reads)
         hidden = model.config.hidden_size
         self.projections = nn.ModuleDict()
         for name in ("hidden", "embedding"):
             if name in self.reads:
-                projection = nn.Linear(hidden, teacher_hidden, bias=False)
+                like = next(model.parameters())  # already in low precision where ZeRO-3 built the model
+                projection = nn.Linear(hidden, teacher_hidden, bias=False, dtype=like.dtype, device=like.device)
                 nn.init.eye_(projection.weight)
                 self.projections[name] = projection
 
-    def forward(
-        self, input_ids: torch.Tensor, positions: torch.Tensor, reads: Collection[Read] | None = None
-    ) -> Activations:
+    def forward(self, *shown: torch.Tensor, reads: Collection[Read] | None = None) -> Activations:
         """Activations with hidden and embedding states at the teacher's width [B, L, teacher H]."""
-        own = forward(self.model, self.family, input_ids, positions, self.reads if reads is None else reads)
+        own = self.run(self.model, self.family, *shown, reads=self.reads if reads is None else reads)
         hidden = tuple(self.projections["hidden"](state) for state in own.hidden)
         embedding = None if own.embedding is None else self.projections["embedding"](own.embedding)
-        return Activations(logits=own.logits, hidden=hidden, attention=own.attention, embedding=embedding)
+        return own._replace(hidden=hidden, embedding=embedding)

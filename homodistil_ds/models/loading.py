@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import copy
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.initialization import no_init_weights
 
 from homodistil_ds.config import BUILTIN
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.models import norms
-from homodistil_ds.models.families import plan_for
-from homodistil_ds.models.width import WidthPlan, Widths
+from homodistil_ds.models.families import FAMILIES, plan_for
+from homodistil_ds.models.pieces import MEND, Read, check_pieces, header, open_pieces, outline, reader
+from homodistil_ds.models.width import LanguageModel, WidthPlan, Widths
 
+AUTO_CLASSES: dict[LanguageModel, Any] = {"masked": AutoModelForMaskedLM, "causal": AutoModelForCausalLM}
 BUILTIN_TEACHER = Path(__file__).resolve().parent.parent / "assets" / "teacher"
 
 
@@ -25,20 +37,25 @@ def folder_of(teacher: str) -> str:
     return str(BUILTIN_TEACHER) if teacher == BUILTIN else teacher
 
 
-def load_teacher(teacher: str, head_may_be_missing: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A masked language model in float32 with eager attention, in eval mode, and its tokenizer.
+def load_teacher(
+    teacher: str,
+    head_may_be_missing: bool = False,
+    only: LanguageModel | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A language model, of the kind `only` if given, in float32 with eager attention, in eval mode, and its tokenizer.
 
-    Raises HomodistilError for a missing folder, an unreadable weight file, a family without a width table, weights
-    without a masked-language-model head (unless it may be missing: then its transform starts as the identity), and a
+    Raises HomodistilError for a missing folder, an unreadable weight file, a family without a width table or of another
+    kind, weights without a vocabulary head (unless it may be missing: then its transform starts as the identity), and a
     tokenizer that does not match the vocabulary.
     """
     source = folder_of(teacher)
-    _check_files(source)
+    check_files(source)
     try:
         config = AutoConfig.from_pretrained(source)
         plan = plan_for(config)
+        _check_kind(teacher, plan, only)
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model, info = AutoModelForMaskedLM.from_pretrained(
+        model, info = AUTO_CLASSES[plan.family.language_model].from_pretrained(
             source,
             config=config,
             dtype=torch.float32,
@@ -47,18 +64,70 @@ def load_teacher(teacher: str, head_may_be_missing: bool = False) -> tuple[PreTr
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise HomodistilError(
-            "DATA-TEACHER",
-            f"--teacher {teacher} cannot be loaded: {str(error).strip().splitlines()[0]}",
-            "Give a folder with config.json, model.safetensors and a tokenizer, or a hub name that this machine can "
-            "reach (HF_HOME names the cache; HF_HUB_OFFLINE=1 uses only what is in it).",
-        ) from error
-    _check_weights(teacher, plan, set(info["missing_keys"]), head_may_be_missing, model)
+        raise unloadable(teacher, error) from error
+    if _missing_head(teacher, plan, set(info["missing_keys"]), head_may_be_missing, model):
+        start_head_as_identity(model, plan)
     check_tokenizer(tokenizer, config.vocab_size, teacher)
     return model.eval(), tokenizer
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary_size: int, teacher: str) -> None:
+def _check_kind(teacher: str, plan: WidthPlan, only: LanguageModel | None) -> None:
+    if only not in (None, plan.family.language_model):
+        usable = [name for name, family in FAMILIES.items() if family.language_model == only]
+        raise HomodistilError(
+            "CFG-FAMILY",
+            f"--teacher {teacher} is a {plan.family.language_model} language model ({plan.family.model_type}), "
+            "which there is no objective to train with",
+            f"Use a {only} language model: {', '.join(usable)}.",
+        )
+
+
+def read_plan(teacher: str, only: LanguageModel | None = None) -> WidthPlan:
+    """The width plan of a teacher of which nothing but its configuration is read. Raises HomodistilError."""
+    source = folder_of(teacher)
+    check_files(source)
+    try:
+        plan = plan_for(AutoConfig.from_pretrained(source))
+    except (OSError, ValueError) as error:
+        raise unloadable(teacher, error) from error
+    _check_kind(teacher, plan, only)
+    return plan
+
+
+def load_outline(
+    teacher: str, head_may_be_missing: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Read]:
+    """A teacher's names and shapes on the meta device, its tokenizer, and what reads its weights a run at a time.
+
+    Raises HomodistilError where load_teacher does, and for weight files that only transformers can convert.
+    """
+    source = folder_of(teacher)
+    check_files(source)
+    try:
+        config = AutoConfig.from_pretrained(source)
+        plan = plan_for(config)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model, pieces = outline(config), open_pieces(source)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise unloadable(teacher, error) from error
+    missing = check_pieces(source, model, pieces, lambda name: plan.find(name) is not None)
+    head = _missing_head(teacher, plan, missing, head_may_be_missing, model, MEND)
+    check_tokenizer(tokenizer, config.vocab_size, teacher)
+    return model, tokenizer, _with_identity_head(reader(pieces), head, plan) if head else reader(pieces)
+
+
+def unloadable(teacher: str, error: Exception, flag: str = "--teacher") -> HomodistilError:
+    return HomodistilError(
+        "DATA-TEACHER",
+        f"{flag} {teacher} cannot be loaded: {str(error).strip().splitlines()[0]}",
+        "Give a folder with config.json, model.safetensors and a tokenizer, or a hub name that this machine can "
+        "reach (HF_HOME names the cache; HF_HUB_OFFLINE=1 uses only what is in it).",
+    )
+
+
+def check_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, vocabulary_size: int, teacher: str, flag: str = "--teacher"
+) -> None:
     """Every id the tokenizer can produce must have a row in the embedding, and few rows may be without a piece.
 
     Raises HomodistilError; a vocabulary padded by less than 128 rows passes.
@@ -67,46 +136,48 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary_size: int, te
     if largest >= vocabulary_size or vocabulary_size - largest > 128:
         raise HomodistilError(
             "DATA-TOKENIZER",
-            f"--teacher {teacher}: the tokenizer has {largest + 1} pieces, the model's vocabulary {vocabulary_size}",
+            f"{flag} {teacher}: the tokenizer has {largest + 1} pieces, the model's vocabulary {vocabulary_size}",
             "Put the tokenizer that the model was trained with beside its weights.",
         )
 
 
-def _check_files(source: str) -> None:
+def check_files(source: str, flag: str = "--teacher") -> None:
     """Fail early, and by file name, on what transformers reports poorly."""
     folder = Path(source)
     looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1
     if not folder.exists():
         if looks_local:
-            raise HomodistilError("DATA-TEACHER", f"--teacher {source}: no such folder", "Check the path.")
+            raise HomodistilError("DATA-TEACHER", f"{flag} {source}: no such folder", "Check the path.")
         return
     if not (folder / "config.json").exists():
         raise HomodistilError(
-            "DATA-TEACHER", f"--teacher {source}: no config.json in this folder", "Give a Hugging Face model folder."
+            "DATA-TEACHER", f"{flag} {source}: no config.json in this folder", "Give a Hugging Face model folder."
         )
     for path in sorted(folder.glob("*.safetensors")):
         try:
-            with safe_open(path, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
-                    tensors.get_slice(name).get_shape()
-        except (SafetensorError, OSError) as error:
+            header(path)
+        except OSError as error:
             raise HomodistilError(
-                "DATA-CORRUPT",
-                f"{path} ({path.stat().st_size} bytes) is not a whole safetensors file: {error}",
-                "Copy or download the file again.",
+                "DATA-CORRUPT", f"{path} cannot be read: {error.strerror}", "Copy or download the file again."
             ) from error
     if not any(folder.glob("*.safetensors")) and any(folder.glob("*.bin")):
         raise HomodistilError(
             "DATA-PICKLE",
-            f"--teacher {source}: the weights are a pickle (.bin), which can run code when it is read",
+            f"{flag} {source}: the weights are a pickle (.bin), which can run code when it is read",
             "Convert them to safetensors with transformers' save_pretrained on a machine you trust them on.",
         )
 
 
-def _check_weights(
-    teacher: str, plan: WidthPlan, missing: set[str], head_may_be_missing: bool, model: PreTrainedModel
-) -> None:
-    head = {name for name in missing if name.startswith(f"{plan.family.head}.")}
+def _missing_head(
+    teacher: str,
+    plan: WidthPlan,
+    missing: set[str],
+    head_may_be_missing: bool,
+    model: PreTrainedModel,
+    remedy: str = "The file holds another architecture than its config.json says, or only a part of it.",
+) -> set[str]:
+    """The weights of a vocabulary head that is to start as the identity. Raises HomodistilError for others."""
+    head = {name for name in missing if name.startswith(tuple(f"{path}." for path in plan.family.head))}
     unknown = [name for name, _ in model.named_parameters() if plan.find(name) is None]
     if unknown:
         raise HomodistilError(
@@ -120,7 +191,7 @@ def _check_weights(
         raise HomodistilError(
             "DATA-TEACHER",
             f"--teacher {teacher}: {len(missing - head)} weights are missing, first {min(missing - head)}",
-            "The file holds another architecture than its config.json says, or only a part of it.",
+            remedy,
         )
     if head and not head_may_be_missing:
         raise HomodistilError(
@@ -131,12 +202,15 @@ def _check_weights(
             f"  deepspeed homodistil_ds/train.py --deepspeed_config ds_configs/zero2.json --preset correct_teacher "
             f"--teacher {teacher} --output_dir runs/teacher\nthen distil from --teacher runs/teacher/student.",
         )
-    if head:
-        start_head_as_identity(model, plan)
+    return head
 
 
 def start_head_as_identity(model: PreTrainedModel, plan: WidthPlan) -> None:
-    """Make a fresh vocabulary head read the encoder's states as they are: identity transform, zero biases."""
+    """Make a fresh vocabulary head read the encoder's states as they are: identity transform, zero biases.
+
+    A transform to narrower states reads the first of them.
+    """
+    assert plan.family.head_transform is not None
     transform = model.get_submodule(plan.family.head_transform)
     assert isinstance(transform, nn.Linear)
     nn.init.eye_(transform.weight)
@@ -144,27 +218,60 @@ def start_head_as_identity(model: PreTrainedModel, plan: WidthPlan) -> None:
     nn.init.zeros_(model.get_output_embeddings().bias)
 
 
+def _with_identity_head(read: Read, head: set[str], plan: WidthPlan) -> Read:
+    """The same start for weights that are read a run at a time."""
+    hidden = plan.full.hidden
+
+    def read_or_start(name: str, start: int, count: int) -> torch.Tensor:
+        if name not in head:
+            return read(name, start, count)
+        if name == f"{plan.family.head_transform}.weight":
+            entries = torch.arange(start, start + count)
+            return (entries // hidden == entries % hidden).float()
+        return torch.full((count,), float(name.endswith(".weight")))  # gains of norms are 1, biases 0
+
+    return read_or_start
+
+
 def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
+    return with_dropout(model, 0.0)
+
+
+def with_dropout(model: PreTrainedModel, share: float) -> PreTrainedModel:
+    """The same model, dropping this share wherever it can drop."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
-            module.p = 0.0
+            module.p = share
+        elif isinstance(getattr(module, "attention_dropout", None), float | int):  # attention itself drops
+            cast(Any, module).attention_dropout = share
     return model
 
 
 def twin(teacher: PreTrainedModel, plan: WidthPlan) -> PreTrainedModel:
     """An exact copy of the teacher to be trained and masked: no dropout, norms that know which neurons are kept."""
-    student = without_dropout(copy.deepcopy(teacher)).train()
-    norms.widen(student, plan.family.norms)
-    return student
+    return as_student(copy.deepcopy(teacher), plan)
 
 
-def empty_model(teacher: PreTrainedModel, plan: WidthPlan, widths: Widths, vocab: int | None = None) -> PreTrainedModel:
-    """A model of the teacher's kind at other widths, with the library's random initialisation and no dropout."""
+def as_student(model: PreTrainedModel, plan: WidthPlan) -> PreTrainedModel:
+    """Turn a copy of the teacher into a student, in place."""
+    norms.widen(without_dropout(model).train(), plan)
+    return model
+
+
+def empty_model(
+    teacher: PreTrainedModel, plan: WidthPlan, widths: Widths, vocab: int | None = None, random: bool = True
+) -> PreTrainedModel:
+    """A model of the teacher's kind at other widths, without dropout.
+
+    Its weights are the library's random initialisation, or, where they are about to be written, whatever memory held.
+    """
     config = copy.deepcopy(teacher.config)
-    sizes = {"hidden": widths.hidden, "ffn": widths.ffn, "heads": widths.heads, "vocab": vocab or plan.fixed["vocab"]}
-    for axis, size in sizes.items():
-        setattr(config, plan.family.fields[axis], size)
-    model = type(teacher)._from_config(config, attn_implementation="eager", dtype=torch.float32)
+    values = plan.config_values(widths) | {plan.family.fields["vocab"]: vocab or plan.fixed["vocab"]}
+    for name, value in values.items():
+        setattr(config, name, value)
+    with nullcontext() if random else no_init_weights():
+        model = type(teacher)._from_config(config, attn_implementation="eager", dtype=torch.float32)
+    model.tie_weights()  # part of the initialisation that was left out
     return without_dropout(model).train()
 
 

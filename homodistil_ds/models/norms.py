@@ -1,10 +1,15 @@
-"""Layer norm over the kept hidden neurons only (H4): a masked student must compute what the cut one computes."""
+"""Norms over the kept hidden neurons only (H4): a masked student must compute what the cut one computes."""
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from homodistil_ds.models.width import Dim, WidthPlan
 
 
 class KeptLayerNorm(nn.LayerNorm):
@@ -24,17 +29,37 @@ class KeptLayerNorm(nn.LayerNorm):
         return torch.zeros_like(states).index_copy(-1, self.kept, normal.to(states.dtype))
 
 
-def widen(model: nn.Module, name: str) -> None:
-    """Turn every layer norm called `name` into a KeptLayerNorm, in place, with all entries kept."""
+class KeptRMSNorm(LlamaRMSNorm):
+    """The same of the root-mean-square norm: statistics in float32, then the gain in the states' number format."""
+
+    kept: torch.Tensor | None
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        if self.kept is None:
+            return super().forward(states)
+        gathered = states.index_select(-1, self.kept).float()
+        normal = F.rms_norm(gathered, gathered.shape[-1:], eps=self.variance_epsilon).to(states.dtype)
+        return torch.zeros_like(states).index_copy(-1, self.kept, (self.weight[self.kept] * normal).to(states.dtype))
+
+
+KEPT_FORMS: dict[type[nn.Module], type[nn.Module]] = {nn.LayerNorm: KeptLayerNorm, LlamaRMSNorm: KeptRMSNorm}
+
+
+def widen(model: nn.Module, plan: WidthPlan) -> None:
+    """Give every norm along the `hidden` group its form over kept neurons, in place, with all of them kept.
+
+    Raises KeyError for a norm that the width table lacks.
+    """
     for path, module in model.named_modules():
-        if path.endswith(name) and isinstance(module, nn.LayerNorm):
-            module.__class__ = KeptLayerNorm
-            module.kept = None  # type: ignore[assignment]
+        kept_form = KEPT_FORMS.get(type(module))
+        if kept_form is not None and plan.dims(f"{path}.weight") == (Dim("hidden"),):
+            module.__class__ = kept_form
+            cast(KeptLayerNorm | KeptRMSNorm, module).kept = None
 
 
 def keep(model: nn.Module, kept: torch.Tensor) -> None:
-    """Tell every KeptLayerNorm which hidden neurons are kept: bool [H], on the device of the model."""
+    """Tell every such norm which hidden neurons are kept: bool [H], on the device of the model."""
     indices = None if bool(kept.all()) else kept.nonzero().flatten()
     for module in model.modules():
-        if isinstance(module, KeptLayerNorm):
+        if isinstance(module, KeptLayerNorm | KeptRMSNorm):
             module.kept = indices

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-Axis = Literal["vocab", "position", "type", "teacher", "hidden", "ffn", "qk", "vo"]
-PRUNED_AXES = ("hidden", "ffn", "qk", "vo")
-PER_LAYER_AXES = ("ffn", "qk", "vo")
+# `queries` and `keys` are those of grouped heads: several query heads around one head of keys and values.
+Axis = Literal["vocab", "position", "type", "embedding", "teacher", "hidden", "ffn", "qk", "vo", "queries", "keys"]
+LanguageModel = Literal["masked", "causal"]
+# The group that each axis of a layer belongs to; a neuron of `heads` is one head of keys and values with its queries.
+LAYER_GROUPS: Mapping[str, str] = {"ffn": "ffn", "qk": "qk", "vo": "vo", "queries": "heads", "keys": "heads"}
+INTO_HEADS: tuple[Axis, ...] = ("qk", "vo", "queries", "keys")  # what a matrix that makes heads gives
 TRAINED_PREFIX = "model."  # of a parameter inside models.forward.Student
 
 
 @dataclass(frozen=True, kw_only=True)
 class Widths:
-    """How many neurons each axis keeps; `qk` and `vo` both hold heads * head_size of them."""
+    """How many neurons each axis keeps; `qk` and `vo` both hold heads * head_size of them. `heads` are query heads."""
 
     hidden: int
     ffn: int
@@ -26,18 +30,27 @@ class Widths:
         return f"{self.hidden}/{self.ffn}/{self.heads}x{self.head_size}"
 
 
+@dataclass(frozen=True)
+class Dim:
+    """One dimension of a parameter: the group its neurons belong to, and the neighbouring entries that each owns."""
+
+    group: str
+    block: int = 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One line of a family's table; `{layer}` in the pattern stands for a layer number.
 
-    `part` says what a count reports the parameter under: embeddings, matrices (of the encoder), vectors (its biases and
-    norms), head.
+    `part` says what a count reports the parameter under: embeddings, matrices (of the layers), vectors (their biases
+    and norms), head. `when` asks the configuration whether a model has the parameter; without it all models have.
     """
 
     pattern: str
     axes: tuple[Axis, ...]
     part: Literal["embeddings", "matrices", "vectors", "head"]
     scored: bool = True
+    when: Callable[[Any], bool] | None = None
 
 
 # The projections of a Student, [teacher hidden, hidden]: masked and cut, never scored, counted or exported.
@@ -51,60 +64,98 @@ PROJECTIONS = tuple(
 class Family:
     """Everything the project knows about one Hugging Face architecture.
 
-    `fields` maps an axis to the configuration field that holds its size. `query` names the parameters that an export
-    rescales when the head size changed (H5), `norms` the normalisation modules, `attention` the modules whose `scaling`
-    must stay the teacher's. `head` is the path of the vocabulary head, `head_transform` that of its square matrix.
+    `fields` maps an axis, and heads, layers, head_size and key_value_heads where they have one, to the configuration
+    field with its size. An axis in `merges` runs along the neurons of another in models where both have one size.
+    `head_size` is "derived" where a plain folder computes it from the hidden size and "kept" where it is the teacher's.
+    `query` names the parameters that an export rescales when the head size changed (H5), `attention` the modules whose
+    `scaling` must stay the teacher's. `head` are the modules of the vocabulary head in the order they run,
+    `head_transform` is the path of its first matrix. `padded_positions`: positions count from the padding id on.
     """
 
     model_type: str
+    language_model: LanguageModel
     rows: tuple[Row, ...]
     fields: Mapping[str, str]
-    norms: str
     attention: str
-    query: tuple[str, ...]
-    head: str
-    head_transform: str
+    head: tuple[str, ...]
+    head_transform: str | None = None
+    head_size: Literal["derived", "kept"] = "derived"
+    query: tuple[str, ...] = ()
+    merges: Mapping[Axis, Axis] = field(default_factory=dict)
+    padded_positions: bool = False
+
+    def attention_inputs(self) -> dict[str, str]:
+        """queries, keys, values -> how the name of that matrix ends in every layer; tables have them in this order."""
+        matrices = (row for row in self.rows if row.axes[1:] == ("hidden",) and row.axes[0] in INTO_HEADS)
+        ends = (row.pattern.rpartition("{layer}")[2] for row in matrices)
+        return dict(zip(("queries", "keys", "values"), ends, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
 class WidthPlan:
-    """A family's table at one model's sizes: `full` widths, the fixed sizes of the other axes, the number of layers."""
+    """A family's table at one model's sizes: `full` widths, the fixed sizes of the other axes, the number of layers.
+
+    `positions` is the longest sequence; `queries_per_group` query heads share one key and value head.
+    """
 
     family: Family
     full: Widths
     layers: int
     fixed: Mapping[str, int]
+    positions: int
+    queries_per_group: int = 1
+    _found: dict[str, tuple[Row, int | None] | None] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def groups(self) -> dict[str, int]:
         """Name -> number of neurons of every group that pruning may touch, in the one order used everywhere."""
+        kinds = dict.fromkeys(
+            LAYER_GROUPS[axis] for row in self.family.rows for axis in row.axes if axis in LAYER_GROUPS
+        )
         sizes = {"hidden": self.full.hidden}
         for layer in range(self.layers):
-            for axis in PER_LAYER_AXES:
-                sizes[f"{axis}.{layer}"] = self.size(axis, self.full)
+            sizes |= {f"{kind}.{layer}": self.size(kind, self.full) for kind in sorted(kinds)}
         return sizes
 
     def size(self, axis: str, widths: Widths) -> int:
-        """Neurons along an axis at the given widths."""
-        if axis in ("qk", "vo"):
-            return widths.heads * widths.head_size
+        """Entries along an axis at the given widths, or neurons of the group `heads`."""
         if axis in ("hidden", "ffn"):
             return getattr(widths, axis)
+        if axis in ("qk", "vo"):
+            return widths.heads * widths.head_size
+        if axis in ("heads", "keys", "queries"):
+            groups = -(-widths.heads // self.queries_per_group)  # a head that stays keeps its group
+            per_group = {"heads": 1, "keys": widths.head_size, "queries": self.queries_per_group * widths.head_size}
+            return groups * per_group[axis]
         return self.fixed[axis]
+
+    def config_values(self, widths: Widths) -> dict[str, int]:
+        """Configuration field -> its value in a model of the given widths; the other fields are the teacher's."""
+        values = {name: getattr(widths, name) for name in ("hidden", "ffn", "heads", "head_size")}
+        values["key_value_heads"] = self.size("heads", widths)
+        values |= {axis: values[other] for axis, other in self.family.merges.items() if axis not in self.fixed}
+        return {self.family.fields[axis]: value for axis, value in values.items() if axis in self.family.fields}
 
     def find(self, name: str) -> tuple[Row, int | None] | None:
         """The row of a parameter and its layer number; None if the table does not know the name.
 
         A parameter of a Student is found with and without its prefix.
         """
-        name = name.removeprefix(TRAINED_PREFIX)
-        for row in (*self.family.rows, *PROJECTIONS):
-            match = re.fullmatch(re.escape(row.pattern).replace(r"\{layer\}", r"(\d+)"), name)
-            if match:
-                return row, int(match[1]) if match.groups() else None
+        if name not in self._found:  # asked for every parameter in every step
+            self._found[name] = self._match(name)
+        return self._found[name]
+
+    def _match(self, name: str) -> tuple[Row, int | None] | None:
+        for own in (name, name.removeprefix(TRAINED_PREFIX)):  # some models' own names start with it too
+            for row in (*self.family.rows, *PROJECTIONS):
+                match = _regex(row.pattern).fullmatch(own)
+                if match:
+                    return row, int(match[1]) if match.groups() else None
         return None
 
-    def dims(self, name: str) -> tuple[str | None, ...]:
-        """Group name along each dimension of a parameter, None where a dimension is never cut by pruning.
+    def dims(self, name: str) -> tuple[Dim | None, ...]:
+        """What runs along each dimension of a parameter, None where a dimension is never cut by pruning.
 
         Raises KeyError for a parameter that the table lacks: an unknown tensor must never be left uncut in silence.
         """
@@ -112,7 +163,15 @@ class WidthPlan:
         if found is None:
             raise KeyError(f"{name} is not in the width table of {self.family.model_type}")
         row, layer = found
-        return tuple(group_name(axis, layer) for axis in row.axes)
+        return tuple(self._dim(axis, layer) for axis in row.axes)
+
+    def _dim(self, axis: str, layer: int | None) -> Dim | None:
+        if axis == "hidden":
+            return Dim("hidden")
+        if axis not in LAYER_GROUPS:
+            return None
+        kind = LAYER_GROUPS[axis]
+        return Dim(f"{kind}.{layer}", self.size(axis, self.full) // self.size(kind, self.full))
 
     def scored(self, name: str) -> bool:
         found = self.find(name)
@@ -127,10 +186,9 @@ class WidthPlan:
                 yield row.pattern, row
 
 
-def group_name(axis: str, layer: int | None) -> str | None:
-    if axis == "hidden":
-        return "hidden"
-    return f"{axis}.{layer}" if axis in PER_LAYER_AXES else None
+@functools.cache
+def _regex(pattern: str) -> re.Pattern[str]:
+    return re.compile(re.escape(pattern).replace(r"\{layer\}", r"(\d+)"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,8 +203,13 @@ class Count:
 
     @property
     def total(self) -> int:
-        """Embeddings and encoder, without the head: the number that papers quote."""
+        """Embeddings and layers, without the head: the number that papers quote."""
         return self.embeddings + self.matrices + self.vectors
+
+    @property
+    def with_head(self) -> int:
+        """What a model of that shape trains and stores."""
+        return self.total + self.head
 
 
 def count(plan: WidthPlan, widths: Widths) -> Count:
@@ -158,6 +221,6 @@ def count(plan: WidthPlan, widths: Widths) -> Count:
         for axis in row.axes:
             size *= plan.size(axis, widths)
         parts[row.part] += size
-        if row.axes == ("vocab", "hidden"):
+        if row.part == "embeddings" and row.axes[0] == "vocab":
             word_embedding += size
     return Count(word_embedding=word_embedding, **parts)

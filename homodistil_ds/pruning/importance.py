@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 
-from homodistil_ds.models.width import WidthPlan
+from homodistil_ds.models.width import Dim, WidthPlan
 from homodistil_ds.pruning.criteria import CRITERIA
 from homodistil_ds.runtime import ranks
-from homodistil_ds.runtime.shards import Shard
+from homodistil_ds.runtime.shards import Shard, runs
 
 UNCERTAINTY_BETA = 0.95  # PLATON's beta2
 
 
 class Importance:
-    """E_n of every neuron of every group, as one flat float32 vector in the order of `plan.groups()`."""
+    """E_n of every present neuron of every group, as one flat float32 vector in the order of `plan.groups()`."""
 
     def __init__(self, plan: WidthPlan, criterion: str, beta: float) -> None:
         self.plan = plan
@@ -25,22 +25,35 @@ class Importance:
         self.mean = torch.zeros(sum(self.groups.values()), dtype=torch.float32, device=ranks.device())
         self.uncertainty = torch.zeros_like(self.mean)
 
-    def update(self, shards: Iterable[Shard]) -> None:
-        """One scoring step: value the local entries, add them up per neuron, all-reduce once, average (H2, H3)."""
+    def measure(self, shards: Iterable[Shard]) -> torch.Tensor:
+        """S_n of one step: value the local entries, add them up per neuron, all-reduce once (H1, H2)."""
         total = torch.zeros_like(self.mean)
         views = self.split(total)
         for shard in shards:
             if self.plan.scored(shard.name):
                 assert shard.gradient is not None
-                values = self.criterion.entry(shard.weight.float(), shard.gradient.float())
+                # Offloaded masters, and their gradients at some stages, lie in host memory.
+                weight, gradient = (part.to(total.device).float() for part in (shard.weight, shard.gradient))
+                values = self.criterion.entry(weight, gradient)
                 add_per_neuron(values, shard.offset, tuple(shard.shape), self.plan.dims(shard.name), views)
-        score = self.criterion.finish(ranks.add_up(total))
+        return self.criterion.finish(ranks.add_up(total))
+
+    def update(self, score: torch.Tensor) -> None:
+        """Take the scores of a step into the moving average (H3)."""
         if not self.criterion.smoothed:
             self.mean = score
             return
         self.mean = self.beta * self.mean + (1 - self.beta) * score
         gap = (score - self.mean).abs()
         self.uncertainty = UNCERTAINTY_BETA * self.uncertainty + (1 - UNCERTAINTY_BETA) * gap
+
+    def keep(self, stay: Mapping[str, torch.Tensor]) -> None:
+        """Forget the neurons that a cut removes; `stay` maps a group to indices among the present ones."""
+        self.mean, self.uncertainty = (
+            torch.cat([view[stay[group].to(view.device)] for group, view in self.split(flat).items()])
+            for flat in (self.mean, self.uncertainty)
+        )
+        self.groups = {group: len(indices) for group, indices in stay.items()}
 
     def values(self) -> dict[str, torch.Tensor]:
         """Group -> importance of its neurons [N], on the CPU."""
@@ -54,7 +67,9 @@ class Importance:
     def state_dict(self) -> dict[str, torch.Tensor]:
         return {"mean": self.mean, "uncertainty": self.uncertainty}
 
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, torch.Tensor], sizes: Mapping[str, int]) -> None:
+        """`sizes` maps every group to the neurons that were present when the state was saved."""
+        self.groups = dict(sizes)
         self.mean, self.uncertainty = (state[name].to(ranks.device()) for name in ("mean", "uncertainty"))
 
 
@@ -62,7 +77,7 @@ def add_per_neuron(
     values: torch.Tensor,
     offset: int,
     shape: tuple[int, ...],
-    dims: tuple[str | None, ...],
+    dims: tuple[Dim | None, ...],
     sums: dict[str, torch.Tensor],
 ) -> None:
     """Add a run of entry values [count], which starts at `offset` of the flattened parameter, to its neurons' sums.
@@ -70,23 +85,22 @@ def add_per_neuron(
     An entry on the diagonal of a matrix whose two dimensions are the same group belongs to one neuron and counts once.
     """
     if len(shape) == 1:
-        if dims[0] is not None:
-            sums[dims[0]][offset : offset + len(values)] += values
+        _add(sums, dims[0], offset, values)
         return
-    (row_group, column_group), columns = dims, shape[1]
-    row, column = divmod(offset, columns)
-    while len(values):
-        # A part of one row at either end of the run, whole rows in between.
-        whole = len(values) // columns if column == 0 else 0
-        width = columns if whole else min(columns - column, len(values))
-        block = values[: max(whole, 1) * width].view(max(whole, 1), width)
-        values = values[block.numel() :]
-        if row_group is not None:
-            sums[row_group][row : row + len(block)] += block.sum(1)
-        if column_group is not None:
-            sums[column_group][column : column + width] += block.sum(0)
-        if row_group is not None and row_group == column_group:
-            diagonal = block.diagonal(row - column)
-            first = max(row, column)
-            sums[row_group][first : first + len(diagonal)] -= diagonal
-        row, column = row + len(block), 0
+    rows, columns = dims
+    for row, column, block in runs(values, offset, shape[1]):
+        _add(sums, rows, row, block.sum(1))
+        _add(sums, columns, column, block.sum(0))
+        if rows is not None and rows == columns:
+            _add(sums, rows, max(row, column), -block.diagonal(row - column))
+
+
+def _add(sums: dict[str, torch.Tensor], dim: Dim | None, first: int, values: torch.Tensor) -> None:
+    """Add the sums of entries first, first + 1, ... along a dimension to those of their neurons."""
+    if dim is None:
+        return
+    if dim.block == 1:
+        sums[dim.group][first : first + len(values)] += values
+    else:
+        places = torch.arange(first, first + len(values), device=values.device) // dim.block
+        sums[dim.group].index_add_(0, places, values)

@@ -2,34 +2,49 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.models import norms
-from homodistil_ds.models.width import WidthPlan
+from homodistil_ds.models.width import WidthPlan, Widths
 from homodistil_ds.pruning.importance import Importance
 from homodistil_ds.pruning.masks import Masks
 from homodistil_ds.pruning.schedule import WidthSchedule
+from homodistil_ds.pruning.shrink import cut_run
 from homodistil_ds.runtime import ranks, shards
+from homodistil_ds.runtime.carry import Piece
 from homodistil_ds.runtime.engine import Engine
+from homodistil_ds.runtime.shards import Shard
 
 
 class Pruner:
-    """Takes a student from its full to its target widths. `step` counts optimizer steps, the current one included."""
+    """Takes a student from its full to its target widths. `step` counts optimizer steps, the current one included.
+
+    `events` lists every prune event: step, widths and the digest of the masks that all ranks had.
+    """
 
     def __init__(self, plan: WidthPlan, schedule: WidthSchedule, criterion: str, beta: float) -> None:
         self.plan = plan
         self.schedule = schedule
         self.importance = Importance(plan, criterion, beta)
         self.masks = Masks(plan)
-        self.agreements = 0
+        self.events: list[dict[str, Any]] = []
 
-    def score(self, engine: Engine, step: int) -> None:
-        """Read the reduced gradients; call it after the last backward and before the optimizer step."""
-        if self.schedule.is_scored(step):
-            self.importance.update(shards.scored_shards(engine))
+    def score(self, engine: Engine, step: int) -> torch.Tensor | None:
+        """S_n from the reduced gradients, None if nothing depends on them any more.
+
+        Call it after the last backward and before the optimizer step, and `record` what it returns after a step that
+        was not skipped.
+        """
+        return self.importance.measure(shards.scored_shards(engine)) if self.schedule.is_scored(step) else None
+
+    def record(self, score: torch.Tensor | None) -> None:
+        if score is not None:
+            self.importance.update(score)
 
     def prune(self, engine: Engine, step: int) -> bool:
         """After the optimizer step: if the schedule moves, choose, agree and mask. True if neurons left.
@@ -46,7 +61,7 @@ class Pruner:
             raise HomodistilError(
                 "NUM-IMPORTANCE",
                 f"step {step}: the importance of some neurons is not a finite number",
-                "Lower --learning_rate, or train in float32.",
+                "Train in float32 (--resume auto), or begin anew with a lower --learning_rate.",
                 "No mask was changed by it; checkpoints written before this step are valid.",
             )
         self.masks.narrow(values, widths)
@@ -62,25 +77,43 @@ class Pruner:
             raise HomodistilError(
                 "DIST-MASKS-DIFFER",
                 f"step {step}: the masks of group '{group}' differ from rank 0's on ranks {others}",
-                "A rank computed with other data or broken memory. Start again; if it happens again, leave the node of "
-                "those ranks out.",
+                "A rank computed with other data or broken memory. Go on with --resume auto; if it happens again, "
+                "leave the node of those ranks out.",
                 "Checkpoints written before this step are valid.",
             )
-        self.agreements += 1
+        self.events.append({"step": step, "widths": str(self.masks.widths()), "digest": self.masks.digest()})
 
     def apply(self, engine: Engine) -> None:
         """Zero the masked entries everywhere and let the norms count the kept ones."""
-        self.masks.apply(shards.state_shards(engine), shards.forward_copies(engine))
-        norms.keep(engine.module, self.masks.kept["hidden"].to(engine.device))
+        self.masks.apply(itertools.chain(shards.state_shards(engine), shards.forward_copies(engine)))
+        norms.keep(engine.module, self.masks.local()["hidden"].to(engine.device))
 
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "importance": self.importance.state_dict(),
-            "masks": self.masks.state_dict(),
-            "agreements": self.agreements,
-        }
+    def remove(self, owned: Iterable[Shard], widths: Widths) -> list[Piece]:
+        """A cut to the physical `widths`: copies of what is left of this rank's shards; masks and scores go along."""
+        stay = self.masks.staying(widths)
+        left = []
+        for shard in owned:
+            dims, shape = self.plan.dims(shard.name), tuple(shard.shape)
+            parts = [cut_run(part, shard.offset, shape, dims, stay) for part in (shard.weight, *shard.moments)]
+            values = torch.stack([part for _, part in parts])
+            if values.shape[1]:
+                left.append(Piece(name=shard.name, shape=shape, offset=parts[0][0], values=values))
+        self.masks.remove(stay)
+        self.importance.keep(stay)
+        return left
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.importance.load_state_dict(state["importance"])
-        self.masks.load_state_dict(state["masks"])
-        self.agreements = state["agreements"]
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Tensors by flat names."""
+        masks = self.masks.state_dict()
+        named = {f"{part}/{group}": mask for part, groups in masks.items() for group, mask in groups.items()}
+        scores = {f"importance/{name}": values.cpu() for name, values in self.importance.state_dict().items()}
+        return {**named, **scores}
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        parts: dict[str, dict[str, torch.Tensor]] = {"kept": {}, "present": {}, "importance": {}}
+        for name, tensor in state.items():
+            part, _, rest = name.partition("/")
+            parts[part][rest] = tensor
+        self.masks.load_state_dict(parts)
+        sizes = {group: int(present.sum()) for group, present in self.masks.present.items()}
+        self.importance.load_state_dict(parts["importance"], sizes)

@@ -8,32 +8,91 @@ from collections.abc import Mapping
 import torch
 from transformers import PreTrainedModel
 
+from homodistil_ds.models import norms
 from homodistil_ds.models.loading import empty_model
-from homodistil_ds.models.width import WidthPlan, Widths
+from homodistil_ds.models.width import Dim, WidthPlan, Widths
+from homodistil_ds.runtime.shards import runs
 
 Kept = Mapping[str, torch.Tensor]
 
 
-def cut_tensor(tensor: torch.Tensor, dims: tuple[str | None, ...], kept: Kept) -> torch.Tensor:
-    """The kept slices of a tensor whose dimensions run along the named groups; `kept` maps a group to int64 indices.
+def cut_tensor(tensor: torch.Tensor, dims: tuple[Dim | None, ...], kept: Kept) -> torch.Tensor:
+    """The kept slices of a tensor whose dimensions run along the given groups; `kept` maps a group to int64 indices.
 
     Works on a weight and on anything of its shape: a gradient, an Adam moment.
     """
-    for dim, group in enumerate(dims):
-        if group is not None and group in kept:
-            tensor = tensor.index_select(dim, kept[group].to(tensor.device))
-    return tensor.clone()
+    small = tensor
+    for place, dim in enumerate(dims):
+        if dim is not None and dim.group in kept:
+            small = small.index_select(place, entries(kept[dim.group], dim.block).to(tensor.device))
+    return tensor.clone() if small is tensor else small
+
+
+def cut_run(
+    values: torch.Tensor, offset: int, shape: tuple[int, ...], dims: tuple[Dim | None, ...], kept: Kept
+) -> tuple[int, torch.Tensor]:
+    """The kept entries of a run [..., count] of a flattened parameter, and where they begin in the cut one.
+
+    Indices ascend, so what is left of a run is a run again: every rank cuts its own shard, and nothing is gathered.
+    Where every entry is kept, they are a view of `values`.
+    """
+    if not any(dim is not None and dim.group in kept for dim in dims):
+        return offset, values
+    places = [_entries_along(size, dim, kept).to(values.device) for size, dim in zip(shape, dims, strict=True)]
+    if len(shape) == 1:
+        return _before(places[0], offset), _kept_along(values, -1, places[0], offset)
+    rows, columns = places
+    row, column = divmod(offset, shape[1])
+    start = _before(rows, row) * len(columns)
+    if _before(rows, row + 1) > _before(rows, row):
+        start += _before(columns, column)
+    parts = [
+        _kept_along(_kept_along(block, -2, rows, row), -1, columns, column).flatten(-2)
+        for row, column, block in runs(values, offset, shape[1])
+    ]
+    if not parts:  # an empty run
+        return start, values
+    return start, torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+
+
+def _entries_along(size: int, dim: Dim | None, kept: Kept) -> torch.Tensor:
+    return torch.arange(size) if dim is None or dim.group not in kept else entries(kept[dim.group], dim.block)
+
+
+def _before(places: torch.Tensor, limit: int) -> int:
+    """How many of the ascending places are below the limit."""
+    return int(torch.searchsorted(places, limit))
+
+
+def _kept_along(values: torch.Tensor, axis: int, places: torch.Tensor, first: int) -> torch.Tensor:
+    """The entries of `values` at the places along an axis whose own first entry is at place `first`."""
+    count = values.shape[axis]
+    chosen = places[_before(places, first) : _before(places, first + count)]
+    return values if len(chosen) == count else values.index_select(axis, chosen - first)
+
+
+def entries(neurons: torch.Tensor, block: int) -> torch.Tensor:
+    """Indices of the entries that the neurons own along a dimension: int64 [neurons * block]."""
+    return neurons if block == 1 else (neurons[:, None] * block + torch.arange(block)).flatten()
 
 
 def cut(model: PreTrainedModel, plan: WidthPlan, widths: Widths, kept: Kept) -> PreTrainedModel:
     """A smaller model in the form that goes on training: attention still divides by the teacher's head size (H5)."""
-    small = empty_model(model, plan, widths, vocab=len(kept["vocab"]) if "vocab" in kept else None)
+    small = empty_model(model, plan, widths, vocab=len(kept["vocab"]) if "vocab" in kept else None, random=False)
     source = dict(model.named_parameters())
     with torch.no_grad():
         for name, parameter in small.named_parameters():
             parameter.copy_(cut_tensor(source[name], _dims(plan, name), kept))
     set_attention_scale(small, plan, plan.full.head_size)
     return small.train(model.training)
+
+
+def blank(like: PreTrainedModel, plan: WidthPlan, widths: Widths) -> PreTrainedModel:
+    """A model of the form that goes on training, of no particular weights, to take up those of a cut student."""
+    small = empty_model(like, plan, widths, random=False)
+    norms.widen(small, plan)
+    set_attention_scale(small, plan, plan.full.head_size)
+    return small
 
 
 def export(model: PreTrainedModel, plan: WidthPlan, widths: Widths, kept: Kept) -> PreTrainedModel:
@@ -55,9 +114,9 @@ def set_attention_scale(model: PreTrainedModel, plan: WidthPlan, head_size: int)
             module.scaling = head_size**-0.5
 
 
-def _dims(plan: WidthPlan, name: str) -> tuple[str | None, ...]:
+def _dims(plan: WidthPlan, name: str) -> tuple[Dim | None, ...]:
     """Groups along each dimension, and here the vocabulary too: a teacher's vocabulary is cut with the same table."""
     found = plan.find(name)
     assert found is not None, name
     vocabulary = tuple(axis == "vocab" for axis in found[0].axes)
-    return tuple("vocab" if v else group for v, group in zip(vocabulary, plan.dims(name), strict=True))
+    return tuple(Dim("vocab") if v else dim for v, dim in zip(vocabulary, plan.dims(name), strict=True))

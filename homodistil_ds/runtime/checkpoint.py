@@ -1,60 +1,311 @@
-"""Save the engine's state so that what was written before stays valid: staging folder, rename, `latest` last."""
+"""Checkpoints that survive a crash at any instant, and are checked before they are believed.
+
+A folder `step-<n>` holds one safetensors file per rank, `pruner.safetensors`, `state.json` and, written last,
+`manifest.json` with the size and SHA-256 of each of them. It is made under another name and renamed; then older ones
+go. There are no pickles, and every piece says where it belongs, so any number of ranks at any ZeRO stage can go on from
+it. `latest` names the newest for people and scripts; nothing here believes it.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
+import os
 import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import deepspeed
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 
 from homodistil_ds.errors import HomodistilError
-from homodistil_ds.runtime import ranks
+from homodistil_ds.runtime import claim, ranks
+from homodistil_ds.runtime.carry import Piece, Run, overlaps
+from homodistil_ds.runtime.late_files import appears
 
-KEPT_CHECKPOINTS = 2
-
-
-def save(engine: deepspeed.DeepSpeedEngine, folder: Path, step: int, state: dict[str, Any]) -> None:
-    """Write checkpoints/step-<n>; all ranks call it. Only then `latest` moves and older checkpoints go."""
-    staging, final = f".saving-step-{step}", f"step-{step}"
-
-    def write() -> None:
-        try:
-            engine.save_checkpoint(str(folder), tag=staging, client_state=state, save_latest=False)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            raise _failed(folder, step, str(error)) from error
-
-    def commit() -> None:
-        if ranks.rank() != 0:
-            return
-        try:
-            shutil.rmtree(folder / final, ignore_errors=True)
-            (folder / staging).rename(folder / final)
-            unfinished = folder / ".latest"
-            unfinished.write_text(final, encoding="utf-8")
-            unfinished.rename(folder / "latest")
-        except OSError as error:
-            raise _failed(folder, step, str(error)) from error
-        for old in sorted(folder.glob("step-*"), key=lambda path: int(path.name[5:]))[:-KEPT_CHECKPOINTS]:
-            shutil.rmtree(old, ignore_errors=True)
-
-    ranks.together(write)
-    ranks.together(commit)
+FORMAT = 1
+UNFINISHED, ASIDE = ".saving-", "aside-"
+MANIFEST, STATE, TENSORS = "manifest.json", "state.json", "pruner.safetensors"
 
 
-def _failed(folder: Path, step: int, reason: str) -> HomodistilError:
-    return HomodistilError(
-        "CKPT-SAVE",
-        f"checkpoint of step {step} in {folder}: {reason}",
-        "Make room or choose another --output_dir.",
-        "The checkpoint before it, if there is one, is valid.",
-    )
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A verified checkpoint; `state` is what its writer said of the run, and is read before any tensor."""
+
+    folder: Path
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.state["step"])
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return load_file(self.folder / TENSORS)
+
+    def read(self, wanted: list[Run]) -> list[torch.Tensor]:
+        """Values [3, count] of each wanted run, whoever wrote them; all ranks call it together.
+
+        On as many ranks at the stage it was written at, everything is in a rank's own file. Otherwise each rank looks
+        which runs a share of the files hold, and only files that hold something wanted are opened again.
+        Raises HomodistilError on all ranks if an entry is missing on one.
+        """
+        files = self._rank_files()
+        me, count = ranks.rank(), ranks.world_size()
+        values, lacking = ranks.together(lambda: _values(files[me : me + 1] if len(files) == count else [], wanted))
+        if ranks.lowest(lacking) is None:
+            return values
+        held = ranks.together(lambda: {path.name: _runs_in(path) for path in files[me::count]})
+        index = {name: runs for part in ranks.everyone(held) for name, runs in part.items()}
+
+        def find() -> list[torch.Tensor]:
+            values, lacking = _values([path for path in files if overlaps(index[path.name], wanted)], wanted)
+            if lacking is None:
+                return values
+            raise HomodistilError(
+                "CKPT-SHAPE", f"{self.folder} holds {lacking}", "It belongs to a student of another shape."
+            )
+
+        return ranks.together(find)
+
+    def _rank_files(self) -> list[Path]:
+        """Of the manifest; a file that it does not list is none of the checkpoint's."""
+        listed = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return [self.folder / name for name in sorted(listed) if name.startswith("rank-")]
 
 
-def load(engine: deepspeed.DeepSpeedEngine, folder: Path) -> dict[str, Any]:
-    """Load the checkpoint that `latest` names into an engine of the same shape and world size; returns its state."""
-    tag = (folder / "latest").read_text(encoding="utf-8").strip()
-    path, state = engine.load_checkpoint(str(folder), tag=tag)
-    if path is None:
-        raise HomodistilError("CKPT-LOAD", f"{folder}/{tag} is not a checkpoint", "Choose another checkpoint.")
-    return state
+def _values(files: Sequence[Path], wanted: Sequence[Run]) -> tuple[list[torch.Tensor], str | None]:
+    """Values of the wanted runs as far as these files hold them, and what is lacking first, if anything is."""
+    results = [torch.empty(3, count) for _, _, count in wanted]
+    found = [0] * len(wanted)
+    for path in files:
+        with safe_open(path, framework="pt") as tensors:
+            parts = [(key, tensors.get_slice(key)) for key in tensors.keys()]  # noqa: SIM118 - safe_open is no mapping
+            held = [_run_of(key, part.get_shape()[1]) for key, part in parts]
+            for index, start, count, place, at in overlaps(held, wanted):
+                results[place][:, at : at + count] = parts[index][1][:, start : start + count]
+                found[place] += count
+    for (name, _, count), have in zip(wanted, found, strict=True):
+        if have != count:
+            return results, f"{have} of {count} wanted entries of {name}"
+    return results, None
+
+
+def _runs_in(path: Path) -> list[Run]:
+    with safe_open(path, framework="pt") as tensors:
+        return [_run_of(key, tensors.get_slice(key).get_shape()[1]) for key in tensors.keys()]  # noqa: SIM118
+
+
+def save(
+    folder: Path, state: dict[str, Any], tensors: Mapping[str, torch.Tensor], pieces: Sequence[Piece], keep: int
+) -> Path:
+    """Write folder/step-<n>; all ranks call it, each with its own pieces. Returns the checkpoint.
+
+    The newest `keep` stay. Raises HomodistilError on every rank if one of them cannot write: what it wrote is removed
+    and older checkpoints are untouched.
+    """
+    step = int(state["step"])
+    final = folder / f"step-{step}"
+    staging = folder / f"{UNFINISHED}{step}-{ranks.told_by(0, os.urandom(4).hex())}"
+    try:
+        with _explained(folder, step):
+            ranks.on_first(lambda: _begin(staging, pieces))
+            own = ranks.together(lambda: _write_rank(staging, state, tensors, pieces))
+            written = ranks.to_first(json.dumps(own))
+            files = {name: facts for part in written for name, facts in json.loads(part).items()}
+            ranks.on_first(lambda: _commit(staging, final, files))
+    except HomodistilError:
+        if ranks.rank() == 0:
+            shutil.rmtree(staging, ignore_errors=True)
+        raise
+    ranks.on_first(lambda: _drop_older(folder, final, keep))
+    return final
+
+
+@contextlib.contextmanager
+def _explained(folder: Path, step: int) -> Iterator[None]:
+    try:
+        yield
+    except HomodistilError as error:
+        if error.error_id == "DIST-SUPERSEDED":
+            raise
+        before = newest_name(folder)
+        raise HomodistilError(
+            "CKPT-SAVE",
+            f"checkpoint of step {step} in {folder}: {error.what}",
+            "Make room or choose another --output_dir, then go on with the same command and --resume auto.",
+            f"The checkpoint before it is untouched: {folder / before}."
+            if before
+            else "There is no checkpoint before it.",
+        ) from error
+
+
+def _begin(staging: Path, pieces: Sequence[Piece]) -> None:
+    claim.check(staging.parent.parent)
+    # Not its parents: a run directory that has gone, with its disk perhaps, must not come back on another one.
+    staging.parent.mkdir(exist_ok=True)
+    for left_over in staging.parent.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    needed = ranks.world_size() * sum(piece.values.nbytes for piece in pieces)
+    free = shutil.disk_usage(staging.parent).free
+    if free < needed:
+        raise OSError(f"no space left: about {needed / 1e6:,.1f} MB needed, {free / 1e6:,.1f} MB free")
+    staging.mkdir()
+
+
+def _write_rank(
+    staging: Path, state: dict[str, Any], tensors: Mapping[str, torch.Tensor], pieces: Sequence[Piece]
+) -> dict[str, dict[str, Any]]:
+    """This rank's files, on the disk; rank 0 writes the shared ones too. Returns their sizes and digests."""
+    own = staging / f"rank-{ranks.rank():05d}-of-{ranks.world_size():05d}.safetensors"
+    try:
+        save_file({f"{piece.offset}:{piece.name}": piece.values.cpu().contiguous() for piece in pieces}, own)
+        paths = [own]
+        if ranks.rank() == 0:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, staging / TENSORS)
+            (staging / STATE).write_text(json.dumps({"format": FORMAT, **state}), encoding="utf-8")
+            paths += [staging / TENSORS, staging / STATE]
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise OSError(str(error)) from error
+    for path in paths:
+        _sync(path)
+    return {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths}
+
+
+def _commit(staging: Path, final: Path, files: dict[str, Any]) -> None:
+    """The manifest, the rename, then `latest`: a crash between any two of them leaves the old or the new checkpoint."""
+    manifest = {"format": FORMAT, "files": files, "sha256": _digest_of(files)}
+    (staging / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+    _sync(staging / MANIFEST)
+    _sync(staging)
+    claim.check(final.parent.parent)
+    if final.exists():  # damaged, or of a branch that was left: it must not stand in the way
+        final.rename(_free_name(final))
+    staging.rename(final)
+    _sync(final.parent)
+    unfinished = final.parent / ".latest"
+    unfinished.write_text(final.name, encoding="utf-8")
+    _sync(unfinished)
+    unfinished.replace(final.parent / "latest")
+    _sync(final.parent)
+
+
+def _drop_older(folder: Path, final: Path, keep: int) -> None:
+    """Keep this one and the newest before it; those set aside are left to the user."""
+    for old in [path for path in newest_first(folder) if path != final][max(keep - 1, 0) :]:
+        going = folder / f"{UNFINISHED}{old.name}"  # the next save removes what a crash leaves of it
+        with contextlib.suppress(OSError):
+            shutil.rmtree(old.rename(going), ignore_errors=True)
+
+
+def find(asked: str, folder: Path, report: Callable[[str], None]) -> Checkpoint:
+    """The checkpoint to go on from; all ranks call it and get the same one.
+
+    `auto` takes the newest whose files are whole; the path of a checkpoint takes that one only, the path of a run its
+    newest. `report` gets a line for each that is passed over. Raises HomodistilError if
+    there is none, naming what is wrong.
+    """
+    explicit = None if asked == "auto" else Path(asked)
+    if asked != "auto" and Path(asked, "checkpoints").is_dir():
+        explicit, folder = None, Path(asked, "checkpoints")
+    candidates = ranks.told_by(0, [explicit] if explicit else newest_first(folder))
+    problems = []
+    for path in candidates:
+        problem = ranks.lowest(problem_of(path, ranks.rank(), ranks.world_size()))
+        if problem is None:
+            return Checkpoint(folder=path, state=_read_state(path))
+        problems.append(f"{path}: {problem[1]}")
+        if not explicit:
+            report(f"homodistil_ds: warning: {problems[-1]}; taking an older checkpoint")
+    raise _none_found(asked, folder, explicit, problems)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    appears(path / STATE)  # only the ranks that hashed it have seen it already
+    return dict(json.loads((path / STATE).read_text(encoding="utf-8")))
+
+
+def _none_found(asked: str, folder: Path, explicit: Path | None, problems: list[str]) -> HomodistilError:
+    if explicit is None:
+        what = "; ".join(problems) if problems else f"no checkpoint in {folder}"
+        remedy = "Without --resume the same command starts a new run" + (
+            " in another --output_dir." if problems else "."
+        )
+        return HomodistilError("CKPT-NONE", f"--resume {asked}: {what}", remedy)
+    good = next((path for path in newest_first(explicit.parent) if problem_of(path) is None), None)
+    remedy = f"The newest whole one beside it is {good}." if good else "Name a folder step-<n> of a run's checkpoints."
+    return HomodistilError("CKPT-DAMAGED", f"--resume {'; '.join(problems)}", remedy)
+
+
+def newest_first(folder: Path) -> list[Path]:
+    numbered = [path for path in folder.glob("step-*") if path.name[5:].isdecimal() and path.is_dir()]
+    return sorted(numbered, key=lambda path: -int(path.name[5:]))
+
+
+def newest_name(folder: Path) -> str | None:
+    """The name of the newest checkpoint, whole or not; None if there is none."""
+    return next((path.name for path in newest_first(folder)), None)
+
+
+def problem_of(path: Path, share: int = 0, shares: int = 1) -> str | None:
+    """What is wrong with a checkpoint, None if its files are those its manifest lists, byte for byte.
+
+    A rank looks at every `shares`-th file, from number `share` on.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        files = manifest["files"]
+        if manifest["format"] != FORMAT or manifest["sha256"] != _digest_of(files):
+            return f"{MANIFEST} is damaged"
+        for name, facts in sorted(files.items())[share::shares]:
+            if "/" in name or not (path / name).is_file():
+                return f"{name} is missing"
+            if (path / name).stat().st_size != facts["bytes"]:
+                return f"{name} has {(path / name).stat().st_size} bytes, not {facts['bytes']}"
+        for name, facts in sorted(files.items())[share::shares]:
+            if _sha256(path / name) != facts["sha256"]:
+                return f"{name} was changed after it was written"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} is damaged"
+    return None
+
+
+def set_aside_later(folder: Path, step: int) -> list[str]:
+    """Rename the checkpoints after `step`: the run goes on from there without them. Nothing is deleted."""
+    later = [path for path in newest_first(folder) if int(path.name[5:]) > step]
+    return [path.rename(_free_name(path)).name for path in later]
+
+
+def _free_name(path: Path) -> Path:
+    names = (path.with_name(f"{ASIDE}{path.name}{suffix}") for suffix in ["", *(f".{n}" for n in range(1, 10_000))])
+    return next(name for name in names if not name.exists())
+
+
+def _run_of(key: str, count: int) -> Run:
+    offset, _, name = key.partition(":")
+    return name, int(offset), count
+
+
+def _digest_of(files: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Make a file's bytes, or a folder's names, survive a power loss as far as the file system lets them."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

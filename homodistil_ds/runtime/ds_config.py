@@ -40,6 +40,9 @@ REFUSED_KEYS = {
 }
 
 
+HALF = ("float16", "torch.float16", "fp16", "half", "torch.half")  # as torch_autocast.dtype may spell it
+
+
 def read(path: Path) -> dict[str, Any]:
     """Read a DeepSpeed JSON and check its top level.
 
@@ -70,28 +73,44 @@ def read(path: Path) -> dict[str, Any]:
             raise HomodistilError(
                 "CFG-TYPE", f"{path}: '{key}' is {values[key]!r}", f'Use an object, such as {{"{key}": {{...}}}}.'
             )
-    zero = values.get("zero_optimization", {})
-    if zero.get("stage", 0) not in (0, 1, 2):
+    stage = values.get("zero_optimization", {}).get("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        raise HomodistilError("CFG-STAGE", f"{path}: ZeRO stage {stage!r}", "Use stage 0, 1, 2 or 3.")
+    if "data_types" in values:
         raise HomodistilError(
-            "CFG-STAGE", f"{path}: ZeRO stage {zero['stage']!r}", "Use stage 0, 1 or 2 in this version."
+            "CFG-REFUSED-KEY",
+            f"{path}: key 'data_types'",
+            "Gradients are scored in the precision they are reduced in: leave it out.",
         )
-    for block, key in ((zero, "offload_optimizer"), (zero, "offload_param"), (values, "data_types")):
-        if key in block:
-            raise HomodistilError(
-                "CFG-REFUSED-KEY", f"{path}: key '{key}'", "Not supported in this version: leave it out."
-            )
-    if precision(values) == "fp16":
+    _check_offload(values, path)
+    if precision(values) == "autocast" and values["torch_autocast"].get("dtype") in HALF:
         raise HomodistilError(
-            "CFG-PRECISION", f"{path}: fp16", "Not supported in this version: use bf16, torch_autocast or float32."
+            "CFG-PRECISION", f"{path}: torch_autocast in float16", "Use the fp16 block, or autocast in bfloat16."
         )
-    if zero_stage(values) == 0 and precision(values) == "bf16":
+    if zero_stage(values) == 0 and precision(values) in ("bf16", "fp16"):
         raise HomodistilError(
             "CFG-PRECISION",
-            f"{path}: bf16 at ZeRO stage 0",
+            f"{path}: {precision(values)} at ZeRO stage 0",
             "DeepSpeed 0.19 counts an optimizer step too many and does not scale the loss there: use stage 1 or "
             "higher, or float32 at stage 0.",
         )
     return values
+
+
+def _check_offload(values: dict[str, Any], path: Path) -> None:
+    zero = values.get("zero_optimization", {})
+    for key, lowest in (("offload_optimizer", 1), ("offload_param", 3)):
+        block = zero.get(key)
+        if block is None or block == {"device": "none"}:
+            continue
+        if not isinstance(block, dict) or block.get("device") not in ("cpu", "none"):
+            raise HomodistilError(
+                "CFG-OFFLOAD", f"{path}: {key} is {block!r}", f'Use "{key}": {{"device": "cpu"}}, or leave it out.'
+            )
+        if zero_stage(values) < lowest:
+            raise HomodistilError(
+                "CFG-OFFLOAD", f"{path}: {key} at ZeRO stage {zero_stage(values)}", f"Use stage {lowest} or higher."
+            )
 
 
 def zero_stage(values: dict[str, Any]) -> int:
@@ -105,6 +124,11 @@ def precision(values: dict[str, Any]) -> str:
     if values.get("fp16", {}).get("enabled"):
         return "fp16"
     return "autocast" if values.get("torch_autocast", {}).get("enabled") else "fp32"
+
+
+def offloads(values: dict[str, Any]) -> bool:
+    """Whether Adam works in host memory."""
+    return values.get("zero_optimization", {}).get("offload_optimizer", {}).get("device") == "cpu"
 
 
 def with_batch_sizes(values: dict[str, Any], global_batch: int, world_size: int) -> dict[str, Any]:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import fcntl
-import importlib.metadata
+import gc
 import importlib.util
-import os
-import shutil
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import deepspeed
 import torch
-from deepspeed.ops.adam import FusedAdam
-from deepspeed.ops.op_builder import FusedAdamBuilder
+from deepspeed.accelerator import get_accelerator
+from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
+from deepspeed.ops.op_builder import CPUAdamBuilder, FusedAdamBuilder
+from deepspeed.ops.op_builder.builder import OpBuilder
+from deepspeed.runtime.zero import parameter_offload
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 
 from homodistil_ds.config import OptimizerConfig
 from homodistil_ds.errors import HomodistilError, did_you_mean
+from homodistil_ds.runtime import ranks, toolchain
+from homodistil_ds.runtime.ds_config import offloads
+from homodistil_ds.runtime.toolchain import prepare_op_folder as prepare_op_folder
 
 Engine: TypeAlias = deepspeed.DeepSpeedEngine
+# ZeRO options that keep copies of weights or moments outside the places that masks and cuts reach.
+UNSEEN = {"zero_hpz_partition_size": 1, "zenflow": None, "super_offload": False, "mics_shard_size": -1}
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 
 
@@ -31,10 +35,23 @@ def check(ds_config: dict[str, Any], optimizer: OptimizerConfig) -> None:
     Raises HomodistilError.
     """
     zero = ds_config.get("zero_optimization", {})
+    fields = DeepSpeedZeroConfig.model_fields
+    known = {*fields, *(field.alias for field in fields.values() if field.alias)}
     for key in zero:
-        if key not in DeepSpeedZeroConfig.model_fields:
-            remedy = did_you_mean(key, DeepSpeedZeroConfig.model_fields)
+        if key not in known:
+            remedy = did_you_mean(key, known)
             raise HomodistilError("CFG-UNKNOWN-KEY", f"zero_optimization: unknown DeepSpeed key '{key}'", remedy)
+    for key, allowed in UNSEEN.items():
+        if zero.get(key, allowed) != allowed:
+            raise HomodistilError(
+                "CFG-ZERO",
+                f"zero_optimization: {key} is {zero[key]!r}",
+                "It keeps weights or moments where pruning does not see them: leave it out.",
+            )
+    if (zero.get("offload_optimizer") or {}).get("ratio", 1.0) != 1.0:
+        raise HomodistilError(
+            "CFG-ZERO", "zero_optimization: offload_optimizer.ratio is not 1", "Offload all of it, or nothing."
+        )
     try:
         DeepSpeedZeroConfig(**zero)
     except (ValueError, TypeError) as error:
@@ -42,27 +59,23 @@ def check(ds_config: dict[str, Any], optimizer: OptimizerConfig) -> None:
         raise HomodistilError(
             "CFG-ZERO", f"zero_optimization in the DeepSpeed configuration: {reason[:300]}", "Mend that value."
         ) from error
+    for name, supported in (
+        ("fp16", get_accelerator().is_fp16_supported),
+        ("bf16", get_accelerator().is_bf16_supported),
+    ):
+        if ds_config.get(name, {}).get("enabled") and not supported():
+            raise HomodistilError(
+                "CFG-PRECISION",
+                f"{name} in the DeepSpeed configuration: this device ({get_accelerator().device_name()}) has no {name}",
+                "Use a configuration with another precision.",
+            )
     if optimizer.name == "apex_fused_adam":
         _apex_fused_adam()
 
 
-def prepare_op_folder() -> None:
-    """Keep compiled ops in this environment, and let its ninja be found even when it is not activated."""
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
-    scripts = str(Path(sys.executable).parent)
-    if scripts not in os.environ.get("PATH", "").split(os.pathsep):
-        os.environ["PATH"] = os.pathsep.join([scripts, os.environ.get("PATH", "")])
-
-
 def slower_path() -> str | None:
     """Why DeepSpeed's fused Adam cannot be compiled here, None if it can."""
-    if torch.cuda.is_available() and shutil.which("nvcc") is None:
-        return "no CUDA compiler (nvcc) was found"
-    if shutil.which(os.environ.get("CXX", "c++")) is None and shutil.which("g++") is None:
-        return "no C++ compiler was found"
-    if shutil.which("ninja") is None:
-        return "ninja was not found"
-    return None
+    return toolchain.missing_tool(gpu=torch.cuda.is_available())
 
 
 def initialize(
@@ -76,7 +89,8 @@ def initialize(
 
     Raises HomodistilError if apex's FusedAdam was asked for and NVIDIA apex is not installed.
     """
-    factory, options = _optimizer_factory(optimizer.name, report)
+    offload = offloads(ds_config)
+    factory, options = _optimizer_factory(optimizer.name, offload, report)
     adam = factory(
         parameter_groups(module, optimizer.weight_decay),
         lr=learning_rate,
@@ -84,8 +98,42 @@ def initialize(
         eps=optimizer.eps,
         **options,
     )
-    engine, *_ = deepspeed.initialize(model=module, optimizer=adam, config=ds_config)
+    _forget_beta_powers(adam)
+    # DeepSpeed would refuse any Adam but its own for offloaded masters.
+    config = {"zero_force_ds_cpu_optimizer": False, **ds_config}
+    engine, *_ = deepspeed.initialize(model=module, optimizer=adam, config=config)
+    if engine.fp16_enabled():
+        engine.optimizer.loss_scaler.raise_error_at_min_scale = False  # the loop counts and says what to do
     return engine
+
+
+def take_step(engine: Engine) -> bool:
+    """The optimizer step. False if a gradient was not finite: then nothing was changed but the loss scale of fp16.
+
+    DeepSpeed looks for such gradients at stages 1 to 3 only.
+    """
+    if engine.zero_optimization_stage() == 0 and engine.is_gradient_accumulation_boundary():
+        norms = torch._foreach_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+        if not bool(torch.stack(norms).isfinite().all()):
+            return False
+    engine.step()
+    return not getattr(engine.optimizer, "overflow", False)
+
+
+def dispose(engine: Engine) -> None:
+    """Free everything the engine holds; the caller then drops its reference.
+
+    DeepSpeed keeps the modules and coordinators of ZeRO-3 engines in two places of its own.
+    """
+    module = engine.module
+    engine.destroy()
+    engine.__dict__.clear()
+    parameter_offload.FWD_MODULE_STACK[:] = [m for m in parameter_offload.FWD_MODULE_STACK if m is not module]
+    del module
+    # A decorator hides the lru_cache that refers to coordinators in its closure.
+    hidden = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release
+    hidden.__closure__[0].cell_contents.cache_clear()
+    gc.collect()
 
 
 def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -101,32 +149,60 @@ def set_learning_rate(engine: Engine, learning_rate: float) -> None:
         group["lr"] = learning_rate
 
 
-def _optimizer_factory(name: str, report: Callable[[str], None]) -> tuple[OptimizerFactory, dict[str, Any]]:
+def _optimizer_factory(
+    name: str, offload: bool, report: Callable[[str], None]
+) -> tuple[OptimizerFactory, dict[str, Any]]:
     if name == "apex_fused_adam":
         return _apex_fused_adam(), {"adam_w_mode": True}
     if name == "fused_adam":
-        reason = slower_path() or _build_fused_adam()
-        if reason is None:
-            return FusedAdam, {"adam_w_mode": True}
-        report(f"{reason}: taking torch's AdamW instead of DeepSpeed's FusedAdam (same mathematics, slower step)")
+        adam, mode = (DeepSpeedCPUAdam, "adamw_mode") if offload else (FusedAdam, "adam_w_mode")
+        own = slower_path() or _build(CPUAdamBuilder if offload else FusedAdamBuilder)
+        # All ranks take the same Adam, or replicas would drift apart.
+        if (slower := ranks.lowest(own)) is None:
+            return adam, {mode: True}
+        report(
+            f"{slower[1]}: taking torch's AdamW instead of DeepSpeed's {adam.__name__} (same mathematics, slower step)"
+        )
     return torch.optim.AdamW, {"fused": True}
 
 
-def _build_fused_adam() -> str | None:
-    """Compile DeepSpeed's fused Adam, or load it from the folder of compiled ops; the reason if that fails.
+def _forget_beta_powers(adam: torch.optim.Optimizer) -> None:
+    """Make every step of DeepSpeed's C++ Adams a function of the step number alone.
+
+    They multiply up the powers of beta1 and beta2 while steps follow each other and compute them afresh after a jump,
+    which differs in the last bit. A step number 0 on a scratch entry before each step is such a jump, so a resumed run
+    is bitwise the one that never stopped.
+    """
+    scratch = [torch.zeros(1) for _ in range(4)]
+    beta1, beta2 = adam.defaults["betas"]
+    if isinstance(adam, DeepSpeedCPUAdam):
+        update, arguments = adam.ds_opt_adam.adam_update, (adam.opt_id, 0, 0.0, beta1, beta2, 1.0, 0.0, False, *scratch)
+    elif isinstance(adam, FusedAdam) and not torch.cuda.is_available():
+        lists = [[tensor] for tensor in scratch]
+        update = adam.multi_tensor_adam
+        arguments = (65536, torch.zeros(1), lists, 0.0, beta1, beta2, 1.0, 0, adam.adam_w_mode, False, 0.0)
+    else:
+        return
+
+    def jump(*_: object) -> None:
+        update(*arguments)
+
+    adam.register_step_pre_hook(jump)
+
+
+def _build(builder: type[OpBuilder]) -> str | None:
+    """Compile an op of DeepSpeed, or load it from the folder of compiled ops; the reason if that fails.
 
     A build that was killed leaves a file `lock` for which torch waits for ever. Our own lock goes with its process, so
     whoever holds it knows that no build is running and that the file is stale.
     """
-    folder = Path(os.environ["TORCH_EXTENSIONS_DIR"])
+    folder = toolchain.op_folder()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "build.lock").open("w") as own_lock:
-            fcntl.flock(own_lock, fcntl.LOCK_EX)
-            (folder / FusedAdamBuilder.NAME / "lock").unlink(missing_ok=True)
-            FusedAdamBuilder().load(verbose=False)
+        with toolchain.building(folder):
+            (folder / builder.NAME / toolchain.TORCH_LOCK).unlink(missing_ok=True)
+            builder().load(verbose=False)
     except Exception as error:  # compilers, toolkits and file systems fail in many ways; torch's Adam works in all
-        return f"DeepSpeed's fused Adam could not be built ({type(error).__name__}: {str(error).strip()[:200]})"
+        return f"DeepSpeed's {builder.NAME} could not be built ({type(error).__name__}: {str(error).strip()[:200]})"
     return None
 
 
@@ -137,13 +213,11 @@ def _apex_fused_adam() -> OptimizerFactory:
             "--optimizer.name apex_fused_adam: NVIDIA apex is not installed",
             "Build it from its source, or leave the option off: DeepSpeed's FusedAdam is the default.",
         )
-    if importlib.util.find_spec("apex.optimizers") is None:
-        version = next((d.version for d in importlib.metadata.distributions(name="apex")), "unknown version")
+    if (version := toolchain.wrong_apex()) is not None:
         raise HomodistilError(
             "ENV-APEX",
             f"--optimizer.name apex_fused_adam: the installed package 'apex' ({version}) is not NVIDIA's",
-            "The package named apex on the Python package index is an unrelated web toolkit: pip uninstall apex.\n"
-            "NVIDIA apex is built from its source. Leave the option off to use DeepSpeed's FusedAdam.",
+            toolchain.APEX_REMEDY,
         )
     from apex.optimizers import FusedAdam as ApexFusedAdam  # noqa: PLC0415 - optional package
 

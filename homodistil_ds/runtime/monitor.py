@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from homodistil_ds.runtime import console
+
 
 class Monitor:
     """The event writer of `run_dir`/tb and the progress display.
@@ -30,7 +32,8 @@ class Monitor:
         self._clock: tuple[int, float] | None = None  # step and time of the first progress call
         if enabled:
             try:
-                self._writer = SummaryWriter(str(self._tb), purge_step=first_step + 1 if first_step else None)
+                again = first_step > 0 or self._tb.exists()  # a run that left nothing of worth may be begun anew
+                self._writer = SummaryWriter(str(self._tb), purge_step=first_step + 1 if again else None)
             except OSError as error:
                 self._give_up(error)
 
@@ -48,6 +51,9 @@ class Monitor:
         if finite.numel():
             self._write(lambda writer: writer.add_histogram(tag, finite, step))
 
+    def text(self, step: int, tag: str, text: str) -> None:
+        self._write(lambda writer: writer.add_text(tag, text, step))
+
     def figure(self, step: int, tag: str, figure: Figure) -> None:
         self._write(lambda writer: writer.add_figure(tag, figure, step, close=False))
 
@@ -55,10 +61,10 @@ class Monitor:
         """Print one console line, above the bar where one is shown."""
         if not self.enabled:
             return
-        if self._bar is not None:
-            self._bar.write(text)
+        if self._bar is None:
+            console.say(text)
         else:
-            print(text, flush=True)
+            self._draw(lambda bar: bar.write(text))
 
     def progress(self, step: int, values: Mapping[str, float | str]) -> None:
         """Show how far the run is: a bar on a terminal, one plain line elsewhere (a bar fills a log file)."""
@@ -71,8 +77,9 @@ class Monitor:
             if self._bar is None:
                 self._bar = tqdm(total=self.total_steps, initial=step, unit="step", dynamic_ncols=True)
             self._bar.set_postfix_str("  ".join(value_texts(values)), refresh=False)
-            self._bar.update(step - self._bar.n)
-            self._bar.refresh()
+            self._draw(lambda bar: bar.update(step - bar.n))
+            self._draw(lambda bar: bar.refresh())
+            console.note(progress_line(step, self.total_steps, values))
             return
         first, since = self._clock
         eta = (now - since) / (step - first) * (self.total_steps - step) if step > first else None
@@ -81,10 +88,18 @@ class Monitor:
     def close(self) -> None:
         """End the bar and flush the events. Further calls print lines but record nothing."""
         if self._bar is not None:
-            self._bar.close()
+            self._draw(lambda bar: bar.close())
             self._bar = None
         self._write(lambda writer: writer.close())
         self._writer = None
+
+    def _draw(self, action: Callable[[tqdm], object]) -> None:
+        assert self._bar is not None
+        try:
+            action(self._bar)
+        except OSError as error:  # the terminal was closed
+            console.forget(sys.stdout, error)
+            console.forget(sys.stderr, error)
 
     def _write(self, action: Callable[[SummaryWriter], object]) -> None:
         if self._writer is None:

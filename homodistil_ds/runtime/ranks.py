@@ -19,13 +19,24 @@ from homodistil_ds.runtime import launch
 Result = TypeVar("Result")
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
+_control: dist.ProcessGroup | None = None  # small messages between hosts; None is the default group
+
+# How gloo, NCCL and the store, in this order, report a peer that has gone or is silent; in lower case.
+_LOST = (
+    *("connection closed by peer", "connection reset by peer", "connection timed out", "broken pipe", "read error ["),
+    *("writev [", "timed out waiting", "application timeout caused pair closure", "socket timeout"),
+    *("ncclremoteerror", "remote process exited", "caught collective operation timeout", "communicator was aborted"),
+    *("connection was likely closed", "remote peer closed", "connection refused", "wait timeout", "timed out after"),
+)
+
 
 def start() -> None:
-    """Join the process group under deepspeed, torchrun, mpirun or plain python.
+    """Join the process group under deepspeed, torchrun, srun, mpirun or plain python.
 
-    The environment is completed first, so that DeepSpeed's own MPI discovery, which needs mpi4py and picks a network
-    address itself, never runs.
+    Raises HomodistilError if the ranks cannot find each other.
     """
+    if launch.started_by_mpi():
+        _discover_by_mpi()
     launch.complete_environment()
     threads = launch.threads_per_rank()
     if threads is not None:
@@ -37,6 +48,32 @@ def start() -> None:
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     deepspeed.init_distributed(verbose=False, timeout=COLLECTIVE_TIMEOUT)
+    global _control
+    if world_size() > 1 and dist.get_backend() != "gloo":
+        # On GPUs: reading an answer back from the device in every step would stall it.
+        _control = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+
+
+def _discover_by_mpi() -> None:
+    """DeepSpeed's discovery, which needs mpi4py; without it the environment that mpirun sets is enough on one machine.
+
+    It takes the first address of the first machine; MASTER_ADDR and MASTER_PORT win where they are set.
+    """
+    from mpi4py import MPI  # noqa: PLC0415 - an extra; importing it starts MPI
+
+    counted, started = MPI.COMM_WORLD.Get_size(), int(os.environ.get("OMPI_COMM_WORLD_SIZE") or os.environ["PMI_SIZE"])
+    if counted != started:
+        raise HomodistilError(
+            "ENV-MPI",
+            f"mpirun started {started} processes, but mpi4py sees {counted}",
+            "mpi4py and mpirun belong to different MPI libraries: use the mpirun of the one that mpi4py finds, or "
+            "uninstall mpi4py, which training on one machine does not need.",
+        )
+    meeting = {name: os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT") if name in os.environ}
+    port = MPI.COMM_WORLD.bcast(launch.free_port(), root=0)
+    deepspeed.comm.mpi_discovery(distributed_port=port, verbose=False)
+    os.environ.update(meeting)
+    MPI.Finalize()  # it has said all it knows; a rank that fails later must not wait for the others in MPI's own end
 
 
 def _take_gpu() -> None:
@@ -51,6 +88,8 @@ def _take_gpu() -> None:
 
 
 def stop() -> None:
+    global _control
+    _control = None
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -75,6 +114,68 @@ def mean(tensor: torch.Tensor) -> torch.Tensor:
     return add_up(tensor).div_(world_size())
 
 
+def rows(values: Sequence[float]) -> torch.Tensor:
+    """The numbers of all ranks [W, n], in host memory; n is the same everywhere."""
+    own = torch.tensor(values)
+    if world_size() == 1:
+        return own[None]
+    gathered = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(gathered, own, group=_control)
+    return torch.stack(gathered)
+
+
+def told_by(source: int, value: Result) -> Result:
+    """What rank `source` gives, on every rank; the others' values are ignored."""
+    told = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(told, src=source, group=_control)
+    return told[0]
+
+
+def lowest(value: Result | None) -> tuple[int, Result] | None:
+    """The lowest rank that has a value, with it; None if no rank has one, which costs one all-reduce of an integer."""
+    if world_size() == 1:
+        return None if value is None else (0, value)
+    # The largest number names the lowest rank; 0 says that none has a value.
+    first = torch.tensor([0 if value is None else world_size() - rank()])
+    dist.all_reduce(first, op=dist.ReduceOp.MAX, group=_control)
+    source = world_size() - int(first)
+    if source == world_size():
+        return None
+    told = told_by(source, value)
+    assert told is not None
+    return source, told
+
+
+def smallest(value: int) -> int:
+    """The least of all ranks' numbers."""
+    number = torch.tensor([value])
+    if world_size() > 1:
+        dist.all_reduce(number, op=dist.ReduceOp.MIN, group=_control)
+    return int(number)
+
+
+def to_first(text: str) -> list[str]:
+    """The texts of all ranks in their order, on rank 0; the others get an empty list and no one's text."""
+    if world_size() == 1:
+        return [text]
+    own = text.encode()
+    longest = -smallest(-len(own))
+    padded = torch.frombuffer(bytearray(own.ljust(longest)), dtype=torch.uint8)
+    rows = [torch.empty_like(padded) for _ in range(world_size())] if rank() == 0 else None
+    dist.gather(padded, rows, group=_control)
+    return [bytes(row.numpy()).decode().rstrip(" ") for row in rows or []]
+
+
+def everyone(value: Result) -> list[Result]:
+    """The values of all ranks, in their order."""
+    if world_size() == 1:
+        return [value]
+    values: list[Result] = [value] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def together(action: Callable[[], Result]) -> Result:
     """Run `action` on every rank. If it raises HomodistilError or OSError on any, every rank raises the lowest rank's,
     so that no rank waits for one that has left."""
@@ -86,27 +187,50 @@ def together(action: Callable[[], Result]) -> Result:
         error = raised
     except OSError as raised:
         error = HomodistilError("ENV-FILE", str(raised), "Check that the folder exists, is writable and has room.")
-    errors: list[HomodistilError | None] = [error]
-    if world_size() > 1:
-        errors = [None] * world_size()
-        dist.all_gather_object(errors, error)
-    failed = [place for place, raised in enumerate(errors) if raised is not None]
-    if failed:
-        first = errors[failed[0]]
-        assert first is not None
+    if (first := lowest(error)) is not None:
+        failed = [place for place, (bad,) in enumerate(rows([float(error is not None)]).tolist()) if bad]
+        told = first[1]
         if len(failed) < world_size():
-            first.kept += f"\nThis happened on ranks {failed} of {world_size()}."
-        raise first
+            told.kept += f"\nThis happened on ranks {failed} of {world_size()}."
+        raise told
     return result  # type: ignore[return-value]
+
+
+def on_first(action: Callable[[], object]) -> None:
+    """Run `action` on rank 0 alone; the others wait, and raise what it raises."""
+    together(lambda: action() if rank() == 0 else None)
+
+
+def agree_to_stop(reason: str | None) -> str | None:
+    """Every rank calls it at a step edge with why it should stop; all get the lowest such rank's reason, or None.
+
+    Costs one all-reduce of one integer between hosts; the text travels only when there is one.
+    """
+    if world_size() == 1:
+        return reason
+    told = lowest(reason)
+    return None if told is None else f"{told[1]} (rank {told[0]})"
+
+
+def lost(error: BaseException) -> bool:
+    """Whether a collective failed because another rank has gone or no longer answers."""
+    if not isinstance(error, RuntimeError):
+        return False
+    return any(sign in str(error).lower() for sign in _LOST)
 
 
 def differing(digests: Mapping[str, int]) -> tuple[str, list[int]] | None:
     """Compare 63-bit digests over ranks: the first name that differs from rank 0, and the ranks where it does."""
     if world_size() == 1:
         return None
-    own = torch.tensor(list(digests.values()), dtype=torch.int64, device=device())
+    own = torch.tensor(list(digests.values()), dtype=torch.int64)
+    # The largest and, by the sign, the smallest of each: equal where all agree, which is the case that is paid for.
+    ends = torch.cat([own, -own])
+    dist.all_reduce(ends, op=dist.ReduceOp.MAX, group=_control)
+    if torch.equal(ends[: len(own)], -ends[len(own) :]):
+        return None
     gathered = [torch.empty_like(own) for _ in range(world_size())]
-    dist.all_gather(gathered, own)
+    dist.all_gather(gathered, own, group=_control)
     return first_difference(list(digests), [row.tolist() for row in gathered])
 
 

@@ -1,144 +1,115 @@
-"""Packing and order are pure functions of their arguments."""
+"""Reading a prepared corpus, and the order of visits."""
 
-import dataclasses
 import json
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from transformers import BertTokenizerFast
+from words import LENGTH, documents, words_tokenizer
 
-from homodistil_ds.data.corpus import Corpus, Order, pack, prepare
+from homodistil_ds.data import packing
+from homodistil_ds.data.corpus import INDEX, Corpus, Order, Rows, is_prepared, load, verify
+from homodistil_ds.data.prepare import prepare
 from homodistil_ds.errors import HomodistilError
 
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-PAD, UNK, CLS, SEP, MASK = range(5)
-LENGTH = 16
 
-
-@pytest.fixture(scope="module")
-def tokenizer() -> BertTokenizerFast:
-    words = SPECIAL + [f"w{n}" for n in range(4000)]
-    return BertTokenizerFast(vocab={word: n for n, word in enumerate(words)})
-
-
-@pytest.fixture(scope="module")
-def documents() -> list[str]:
-    """400 documents, no word of which occurs in two; every eighth is too short."""
-    return [" ".join(f"w{10 * n + k}" for k in range(10 if n % 8 else 7)) for n in range(400)]
-
-
-@pytest.fixture(scope="module")
-def corpus(tokenizer: BertTokenizerFast, documents: list[str]) -> Corpus:
-    return pack(documents, tokenizer, LENGTH, 1000)
-
-
-def test_rows_are_full_and_framed(corpus: Corpus) -> None:
-    for part in (corpus.train, corpus.held_out):
-        assert part.dtype == np.uint16
-        assert part.shape[1] == LENGTH
-        assert (part[:, 0] == CLS).all()
-        assert (part[:, -1] == SEP).all()
-        assert not np.isin(part, (PAD, UNK)).any()
-
-
-def test_short_documents_are_dropped_and_the_rest_counted(corpus: Corpus) -> None:
-    assert corpus.documents == 350
-    assert corpus.tokens == 3500
-
-
-def test_train_keeps_the_text_in_order(corpus: Corpus) -> None:
-    words = corpus.train[:, 1:-1].ravel()
-    words = words[words != SEP]
-    assert (np.diff(words.astype(int)) > 0).all()
-
-
-def test_held_out_and_train_share_no_document(
-    corpus: Corpus, tokenizer: BertTokenizerFast, documents: list[str]
-) -> None:
-    fewer = pack(documents, tokenizer, LENGTH, 3)
-    for one in (corpus, fewer):
-        ordinary = [{i for i in part.ravel().tolist() if i > MASK} for part in (one.train, one.held_out)]
-        assert not ordinary[0] & ordinary[1]
-        # a document is ten consecutive ids, so that half a document on each side would show here
-        assert not {(i - 5) // 10 for i in ordinary[0]} & {(i - 5) // 10 for i in ordinary[1]}
-    assert len(fewer.held_out) == 3
-    assert np.array_equal(fewer.train, corpus.train)
-
-
-def test_held_out_rows_are_spread_over_the_stream(
-    corpus: Corpus, tokenizer: BertTokenizerFast, documents: list[str]
-) -> None:
-    two = pack(documents, tokenizer, LENGTH, 2).held_out
-    assert np.array_equal(two, corpus.held_out[[0, len(corpus.held_out) // 2]])
-
-
-def test_packing_is_deterministic_and_the_fingerprint_tells_data_apart(
-    corpus: Corpus, tokenizer: BertTokenizerFast, documents: list[str]
-) -> None:
-    assert pack(iter(documents), tokenizer, LENGTH, 1000).fingerprint == corpus.fingerprint
-    assert pack(documents[::-1], tokenizer, LENGTH, 1000).fingerprint != corpus.fingerprint
-    assert len(corpus.fingerprint) == 16
-
-
-def test_batches_of_documents_join_without_a_seam(
-    corpus: Corpus, tokenizer: BertTokenizerFast, documents: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("homodistil_ds.data.corpus._BATCH_CHARACTERS", 100)
-    assert pack(documents, tokenizer, LENGTH, 1000).fingerprint == corpus.fingerprint
-
-
-@pytest.mark.parametrize("texts", [[], ["w1 w2"], ["w1 " * 100]])
-def test_too_little_text_is_an_error(tokenizer: BertTokenizerFast, texts: list[str]) -> None:
-    with pytest.raises(HomodistilError) as caught:
-        pack(texts, tokenizer, LENGTH, 8)
-    assert caught.value.error_id == "DATA-EMPTY"
-    assert f"{len(texts)} documents, {sum(map(len, texts))} characters" in caught.value.what
-
-
-def test_cache_gives_back_what_was_packed(
-    corpus: Corpus,
-    tokenizer: BertTokenizerFast,
-    documents: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A prepared folder with several shards of each part."""
+    monkeypatch.setattr(packing, "SHARD_BYTES", 1000)
     source = tmp_path / "corpus.jsonl"
-    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
-    cache = tmp_path / "new" / "cache"
-    first = prepare([str(source)], tokenizer, LENGTH, 1000, cache)
-    with monkeypatch.context() as patched:
-        patched.setattr("homodistil_ds.data.corpus.pack", None)
-        second = prepare([str(source)], tokenizer, LENGTH, 1000, cache)
-    for one in (first, second):
-        assert dataclasses.replace(one, train=None, held_out=None) == dataclasses.replace(
-            corpus, train=None, held_out=None
-        )
-        assert np.array_equal(one.train, corpus.train)
-        assert np.array_equal(one.held_out, corpus.held_out)
-    assert isinstance(second.train, np.memmap)
-    assert [path.name for path in cache.parent.iterdir()] == ["cache"]
-    with pytest.raises(HomodistilError, match="another sequence_length"):
-        prepare([str(source)], tokenizer, LENGTH * 2, 1000, cache)
-    text = source.read_text()
-    source.write_text(text + text)
-    with pytest.raises(HomodistilError, match="another sources"):
-        prepare([str(source)], tokenizer, LENGTH, 1000, cache)
-    shutil.rmtree(cache)
-    prepare([str(source)], tokenizer, LENGTH, 1000, cache)
-    with (cache / "train.npy").open("r+b") as stream:
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents()))
+    prepare([str(source)], words_tokenizer(), LENGTH, 1000, tmp_path / "prepared")
+    return tmp_path / "prepared"
+
+
+def read(folder: Path, length: int = LENGTH, held_out: int = 1000) -> Corpus:
+    return load(folder, words_tokenizer(), length, held_out)
+
+
+def test_rows_of_several_files_are_indexed_like_one_array() -> None:
+    whole = np.arange(60).reshape(20, 3)
+    rows = Rows([whole[:7], whole[7:8], whole[8:]], 3, whole.dtype)
+    assert (len(rows), rows.shape, rows.dtype) == (20, (20, 3), whole.dtype)
+    for index in (np.array([19, 0, 7, 7, 6, 8]), slice(5, 12), slice(None), np.zeros(0, np.int64)):
+        assert np.array_equal(rows[index], whole[index])
+    assert len(Rows([], 3, whole.dtype)) == 0
+
+
+def test_shards_are_mapped_and_make_one_corpus(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {path.name for path in folder.iterdir()}
+    assert {"train-00001.npy", "held_out-00000.npy", INDEX} <= names
+    monkeypatch.undo()
+    one = prepare([str(folder.parent / "corpus.jsonl")], words_tokenizer(), LENGTH, 1000, folder.parent / "one")
+    several = read(folder)
+    assert np.array_equal(several.train[:], one.train[:])
+    assert np.array_equal(several.held_out[:], one.held_out[:])
+    assert isinstance(several.train._shards[0], np.memmap)
+
+
+def test_held_out_rows_are_spread_over_the_stream(folder: Path) -> None:
+    whole = read(folder)
+    fewer = read(folder, held_out=2)
+    assert np.array_equal(fewer.held_out[:], whole.held_out[np.array([0, len(whole.held_out) // 2])])
+    assert np.array_equal(fewer.train[:], whole.train[:])
+    assert fewer.fingerprint == whole.fingerprint
+    assert len(read(folder, held_out=0).held_out) == 0
+
+
+def test_another_length_or_vocabulary_is_refused_with_the_remedy(folder: Path) -> None:
+    with pytest.raises(HomodistilError, match="rows of 16 tokens, the run wants 32") as caught:
+        read(folder, length=32)
+    assert caught.value.error_id == "DATA-LENGTH"
+    assert "--sequence_length 16" in caught.value.remedy
+    other = BertTokenizerFast(vocab={"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4, "w": 5})
+    with pytest.raises(HomodistilError) as caught:
+        load(folder, other, LENGTH, 8)
+    assert caught.value.error_id == "DATA-VOCABULARY"
+
+
+def damage_size(folder: Path) -> None:
+    with (folder / "train-00000.npy").open("r+b") as stream:
         stream.truncate(200)
+
+
+def remove_shard(folder: Path) -> None:
+    (folder / "train-00001.npy").unlink()
+
+
+def garble_index(folder: Path) -> None:
+    (folder / INDEX).write_text("{")
+
+
+def future_format(folder: Path) -> None:
+    index = json.loads((folder / INDEX).read_text())
+    (folder / INDEX).write_text(json.dumps(index | {"format": 99}))
+
+
+@pytest.mark.parametrize("damage", [damage_size, remove_shard, garble_index, future_format])
+def test_damage_is_seen_at_once(folder: Path, damage: Callable[[Path], None]) -> None:
+    damage(folder)
+    assert is_prepared(folder)
     with pytest.raises(HomodistilError, match="damaged") as caught:
-        prepare([str(source)], tokenizer, LENGTH, 1000, cache)
+        read(folder)
     assert caught.value.error_id == "DATA-CACHE"
 
 
-def test_failed_packing_leaves_no_cache(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("w1")
-    with pytest.raises(HomodistilError):
-        prepare([str(tmp_path / "a.txt")], tokenizer, LENGTH, 8, tmp_path / "cache")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+def test_verify_sees_one_changed_byte(folder: Path) -> None:
+    assert verify(folder)["fingerprint"] == read(folder).fingerprint
+    with (folder / "train-00001.npy").open("r+b") as stream:
+        stream.seek(300)
+        stream.write(b"\xff")
+    read(folder)
+    with pytest.raises(HomodistilError, match=r"train-00001\.npy: SHA-256"):
+        verify(folder)
+
+
+def test_a_folder_of_texts_with_some_other_index_is_not_taken_for_a_corpus(tmp_path: Path) -> None:
+    (tmp_path / INDEX).write_text('{"pages": []}')
+    assert not is_prepared(tmp_path)
+    assert not is_prepared(tmp_path / "nothing")
 
 
 def test_order_visits_each_row_once_per_epoch() -> None:

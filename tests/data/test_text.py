@@ -3,6 +3,7 @@
 import gzip
 import json
 import lzma
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from homodistil_ds.data.text import read_documents
+from homodistil_ds.data.text import documents, files_of, read_documents
 from homodistil_ds.errors import HomodistilError
 
 DOCUMENTS = ["one line\nand another", "grüße, 世界", 'quotes " and \\ backslash']
@@ -157,10 +158,21 @@ def test_hub_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Couldn't reach owner/name" in error.what
 
 
+def test_pieces_of_a_hub_data_set_are_read_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows(pieces: list[int]) -> Iterator[dict[str, str]]:
+        yield from ({"text": f"{piece}.{row}"} for piece in pieces for row in range(2))
+
+    data = datasets.IterableDataset.from_generator(rows, gen_kwargs={"pieces": [0, 1, 2]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: data)
+    files = files_of("owner/name")
+    assert [list(documents(file)) for file in files] == [["0.0", "0.1"], ["1.0", "1.1"], ["2.0", "2.1"]]
+    assert {file.label for file in files} == {"owner/name"}
+
+
 def test_reading_is_lazy(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("first")
-    documents = read_documents([str(tmp_path / "a.txt"), "/no/such/file"])
-    assert next(documents) == "first"
+    texts = read_documents([str(tmp_path / "a.txt"), "/no/such/file"])
+    assert next(texts) == "first"
 
 
 def test_builtin_is_more_than_a_megabyte_of_documents() -> None:

@@ -32,7 +32,7 @@ def split(whole: Batch, sizes: list[int]) -> list[Batch]:
 
 def test_figures_are_the_mean_over_predicted_tokens_in_float64() -> None:
     whole = rows()
-    result = evaluate(model(1), model(2), [whole])
+    result = evaluate(model(1), model(2), [(whole, ROWS)])
     own, shown = (model(seed)(whole.input_ids, whole.positions).logits for seed in (1, 2))
     assert own is not None
     assert shown is not None
@@ -46,20 +46,21 @@ def test_figures_are_the_mean_over_predicted_tokens_in_float64() -> None:
 
 @pytest.mark.parametrize("sizes", [[1] * 7, [3, 4], [4, 2, 1]])
 def test_unequal_batches_give_the_figures_of_the_whole(sizes: list[int]) -> None:
-    whole = evaluate(model(1), model(2), [rows()])
-    parts = evaluate(model(1), model(2), split(rows(), sizes))
+    whole = evaluate(model(1), model(2), [(rows(), ROWS)])
+    filler = (rows(), 0)  # keeps ranks together, counts for nothing
+    parts = evaluate(model(1), model(2), [*zip(split(rows(), sizes), sizes, strict=True), filler])
     for name, value in vars(whole).items():
         assert getattr(parts, name) == pytest.approx(value, rel=1e-6)
 
 
 def test_a_student_that_is_its_teacher_has_no_discrepancy() -> None:
-    result = evaluate(model(1), model(1), [rows()])
+    result = evaluate(model(1), model(1), [(rows(), ROWS)])
     assert result.discrepancy_kl == 0.0
     assert result.loss == result.teacher_loss
 
 
 def test_without_a_teacher_its_figures_are_none_and_the_loss_the_same() -> None:
-    alone = evaluate(model(1), None, [rows()])
+    alone = evaluate(model(1), None, [(rows(), ROWS)])
     assert alone.teacher_loss is None
     assert alone.discrepancy_kl is None
-    assert alone.loss == evaluate(model(1), model(2), [rows()]).loss
+    assert alone.loss == evaluate(model(1), model(2), [(rows(), ROWS)]).loss

@@ -25,7 +25,7 @@ def flags(tiny_teacher: Path, tiny_corpus: Path, fp32_config: Path) -> list[str]
     """A run of 60 steps to half the widths, without its --output_dir."""
     return [
         *("--deepspeed_config", str(fp32_config), "--teacher", str(tiny_teacher), "--corpus", str(tiny_corpus)),
-        *("--steps", "60", "--global_batch_size", "16", "--sequence_length", "32", "--held_out_sequences", "32"),
+        *("--steps", "60", "--global_batch_size", "16", "--sequence_length", "32", "--held_out_sequences", "33"),
         *("--student.hidden_size", "16", "--student.intermediate_size", "24", "--student.num_attention_heads", "2"),
         *("--pruning.interval", "2", "--eval_interval", "30"),
     ]
@@ -55,7 +55,8 @@ def repeated(two_ranks: Path, fp32_config: Path, tmp_path_factory: pytest.TempPa
 
 
 def succeeded(finished: Finished, run_dir: Path) -> Path:
-    """A launcher's exit code alone proves little: the run directory must hold a report."""
+    """A launcher's exit code alone proves little: a report must be there too. The console is kept beside the run."""
+    run_dir.with_suffix(".out").write_text(finished.out, encoding="utf-8")
     assert finished.code == 0, finished.shown
     assert (run_dir / "report.json").exists(), finished.shown
     assert "Traceback" not in finished.err, finished.shown

@@ -8,6 +8,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,10 @@ import psutil
 
 SCRIPTS = Path(sys.executable).parent
 WORKERS = Path(__file__).parent / "workers"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 TRAIN = Path(__file__).resolve().parents[2] / "homodistil_ds" / "train.py"
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMPI_COMM_WORLD_RANK")
+MARK = "HOMODISTIL_TEST_JOB"
 SECONDS = 900  # a machine under load is slow; this only ends what hangs
 
 
@@ -34,10 +39,7 @@ class Finished:
 
 def run(command: list[str], cwd: Path | None = None, extra: dict[str, str] | None = None) -> Finished:
     """Run to the end, or end it and everything it started after SECONDS. Raises TimeoutError with the output so far."""
-    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
-    environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
-    # Runs beside this one may hold the port that a launch takes by default.
-    environment |= {"MASTER_PORT": str(free_port())} | (extra or {})
+    environment = clean_environment() | (extra or {})
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         process = subprocess.Popen(command, stdout=out, stderr=err, cwd=cwd, env=environment)
         try:
@@ -52,6 +54,66 @@ def run(command: list[str], cwd: Path | None = None, extra: dict[str, str] | Non
     if code is None:
         raise TimeoutError(f"{' '.join(command)}: not finished in {SECONDS} s\n{Finished(-1, *texts).shown}")
     return Finished(code, *texts)
+
+
+def clean_environment() -> dict[str, str]:
+    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+    environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
+    # Workers count with benchmarks/counting.py.
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(BENCHMARKS), environment.get("PYTHONPATH")]))
+    # Runs beside this one may hold the port that a launch takes by default.
+    return environment | {"MASTER_PORT": str(free_port())}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A launch in the background. Everything it starts carries `mark` in its environment, orphans too."""
+
+    process: subprocess.Popen[bytes]
+    mark: str
+    err: Path
+
+    def members(self) -> list[psutil.Process]:
+        """What still runs of it, the launchers included."""
+        return [process for process in psutil.process_iter() if self._owns(process)]
+
+    def _owns(self, process: psutil.Process) -> bool:
+        try:
+            return process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            return False
+
+    def wait_until(self, true: Callable[[], bool], what: str, seconds: float = 120) -> None:
+        """Raises TimeoutError with the stderr so far."""
+        deadline = time.monotonic() + seconds
+        while not true():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not within {seconds} s: {what}\n{self.err.read_text(encoding='utf-8')}")
+            time.sleep(0.05)
+
+    def wait_for_end(self) -> None:
+        self.wait_until(lambda: self.process.poll() is not None and not self.members(), "no process is left")
+
+
+@contextmanager
+def background(command: list[str], folder: Path) -> Iterator[Job]:
+    """Start a launch whose stdout is a pipe to this process; at the end nothing of it is left, whatever happened."""
+    mark, err = str(folder), folder / "stderr.txt"
+    with err.open("wb") as stream:
+        environment = clean_environment() | {MARK: mark}
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stream, env=environment)
+    job = Job(process, mark, err)
+    try:
+        yield job
+    finally:
+        # A launcher may start a process between a look and a kill.
+        while members := job.members():
+            for member in members:
+                with suppress(psutil.NoSuchProcess):
+                    member.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

@@ -7,19 +7,29 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, BertModel, BertTokenizerFast
+from family_models import save_teacher
+from learnable_tasks import write_tasks
+from tiny_run import WORDS
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertModel,
+    BertTokenizerFast,
+)
 
-from homodistil_ds.command import main
+from homodistil_ds.command import main, parse
 from homodistil_ds.errors import EXIT_CODES
+from homodistil_ds.task_config import TaskLossConfig
 from integration.processes import LAUNCHER_VARIABLES, TRAIN, free_port, run, torchrun
 
-RUN_FILES = ("run_config.json", "checkpoints", "student")
+RUN_FILES = ("run_config.json", "checkpoints", "student", "teacher", "logs", "tb")
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,27 @@ class Inputs:
             *("--student.hidden_size", "16", "--student.intermediate_size", "24", "--student.num_attention_heads", "2"),
             *changed,
         ]
+
+    def task_flags(self, preset: str, *changed: str) -> list[str]:
+        """A run on a made-up task; neither model nor teacher has learnt it."""
+        data = self.folder / "glue"
+        if not data.exists():
+            write_tasks(data)
+        flags = self.flags("--preset", preset, "--model", str(self.teacher))
+        pairs = zip(flags[::2], flags[1::2], strict=True)
+        kept = [part for name, value in pairs if not name.startswith("--student") for part in (name, value)]
+        return [
+            *kept,
+            *("--task.name", "SST-2", "--task.data", str(data), *changed),
+        ]
+
+    def classifier(self, classes: int, positions: int = 64) -> str:
+        """A model that was trained for a task, with the tokenizer of the others."""
+        folder = self.folder / "classifier"
+        config = AutoConfig.from_pretrained(self.teacher, num_labels=classes, max_position_embeddings=positions)
+        AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(self.teacher).save_pretrained(folder)
+        return str(folder)
 
     def copied_teacher(self) -> Path:
         return Path(shutil.copytree(self.teacher, self.folder / "teacher"))
@@ -108,6 +139,16 @@ def missing_teacher(inputs: Inputs) -> tuple[list[str], list[str]]:
     return inputs.flags("--teacher", str(missing)), [str(missing)]
 
 
+def longer_than_a_teacher_whose_positions_start_later(inputs: Inputs) -> tuple[list[str], list[str]]:
+    folder = save_teacher("roberta", WORDS, inputs.folder / "roberta")  # its positions start at row 2 of 64
+    return inputs.flags("--teacher", str(folder), "--sequence_length", "63"), ["sequence_length 63", "Use 62 or less"]
+
+
+def causal_teacher(inputs: Inputs) -> tuple[list[str], list[str]]:
+    folder = save_teacher("llama", WORDS, inputs.folder / "llama")
+    return inputs.flags("--teacher", str(folder)), ["causal language model (llama)", "roberta, distilbert, electra"]
+
+
 def teacher_without_head(inputs: Inputs) -> tuple[list[str], list[str]]:
     folder = inputs.copied_teacher()
     BertModel.from_pretrained(folder).save_pretrained(folder)
@@ -146,6 +187,68 @@ def used_output_dir(inputs: Inputs) -> tuple[list[str], list[str]]:
     return inputs.flags(), [str(inputs.run_dir), "student"]
 
 
+def unknown_task(inputs: Inputs) -> tuple[list[str], list[str]]:
+    return inputs.task_flags("finetune", "--task.name", "SST-3"), ["SST-3", "'SST-2'?"]
+
+
+def missing_task_data(inputs: Inputs) -> tuple[list[str], list[str]]:
+    missing = str(inputs.folder / "nowhere")
+    return inputs.task_flags("mixkd", "--task.data", missing), [missing, "no such folder"]
+
+
+def task_without_its_folder(inputs: Inputs) -> tuple[list[str], list[str]]:
+    return inputs.task_flags("finetune", "--task.name", "CoLA"), ["CoLA", "found none"]
+
+
+def model_of_another_task(inputs: Inputs) -> tuple[list[str], list[str]]:
+    return inputs.task_flags("finetune", "--model", inputs.classifier(3)), ["3 classes", "this task has 2"]
+
+
+def teacher_of_another_task(inputs: Inputs) -> tuple[list[str], list[str]]:
+    return inputs.task_flags("mixkd", "--teacher", inputs.classifier(3)), ["3 classes", "this task has 2"]
+
+
+def teacher_of_another_vocabulary(inputs: Inputs) -> tuple[list[str], list[str]]:
+    """It has not learnt the task, which takes hours."""
+    folder = save_teacher("bert", WORDS[::-1], inputs.folder / "reversed")
+    return inputs.task_flags("mixkd", "--teacher", str(folder)), [str(folder), "different vocabularies"]
+
+
+def task_longer_than_the_model(inputs: Inputs) -> tuple[list[str], list[str]]:
+    return inputs.task_flags("finetune", "--sequence_length", "65"), ["sequence_length 65", "64"]
+
+
+def task_longer_than_the_teacher(inputs: Inputs) -> tuple[list[str], list[str]]:
+    return inputs.task_flags("mixkd", "--teacher", inputs.classifier(2, 24)), ["sequence_length 32", "Use 24 or less"]
+
+
+def teacher_of_a_finetune(inputs: Inputs) -> tuple[list[str], list[str]]:
+    return inputs.task_flags("finetune", "--task_loss.kd", "1"), ["method finetune", "--method mixkd"]
+
+
+def nothing_to_go_on_with(inputs: Inputs) -> tuple[list[str], list[str]]:
+    """Said before a teacher learns."""
+    return inputs.task_flags("mixkd", "--resume", "auto"), [f"no checkpoint in {inputs.run_dir / 'checkpoints'}"]
+
+
+def used_output_dir_of_a_task(inputs: Inputs) -> tuple[list[str], list[str]]:
+    (inputs.run_dir / "student").mkdir(parents=True)
+    return inputs.task_flags("mixkd"), [str(inputs.run_dir), "student"]
+
+
+def teacher_that_learnt_another_task(inputs: Inputs) -> tuple[list[str], list[str]]:
+    """An earlier start has left it; it would be taken for this run's own."""
+    flags, folder = inputs.task_flags("mixkd"), inputs.run_dir / "teacher"
+    config, _ = parse(flags, first=True)
+    own = replace(config, method="finetune", model=config.teacher, output_dir=str(folder), task_loss=TaskLossConfig())
+    own = replace(own, task=replace(own.task, predict=False))
+    folder.mkdir(parents=True)
+    (folder / "report.json").write_text("{}", encoding="utf-8")
+    other = replace(own, task=replace(own.task, name="CoLA"))
+    (folder / "run_config.json").write_text(other.to_json(), encoding="utf-8")
+    return flags, [f"{folder} belongs to another run: --task.name was CoLA, is SST-2\n"]
+
+
 Case = Callable[[Inputs], tuple[list[str], list[str]]]
 CASES: dict[Case, str] = {
     misspelt_deepspeed_key: "CFG-UNKNOWN-KEY",
@@ -157,6 +260,8 @@ CASES: dict[Case, str] = {
     heads_that_do_not_divide: "CFG-WIDTH",
     wider_than_the_teacher: "CFG-WIDTH",
     longer_than_the_teacher: "CFG-LENGTH",
+    longer_than_a_teacher_whose_positions_start_later: "CFG-LENGTH",
+    causal_teacher: "CFG-FAMILY",
     batch_that_does_not_divide: "CFG-BATCH",
     two_global_batches: "CFG-BATCH",
     missing_teacher: "DATA-TEACHER",
@@ -166,6 +271,18 @@ CASES: dict[Case, str] = {
     empty_corpus: "DATA-EMPTY",
     corpus_in_latin1: "DATA-NOT-UTF8",
     used_output_dir: "CFG-USED-DIR",
+    unknown_task: "CFG-TASK",
+    missing_task_data: "DATA-GLUE",
+    task_without_its_folder: "DATA-GLUE",
+    model_of_another_task: "DATA-CLASSES",
+    teacher_of_another_task: "DATA-CLASSES",
+    teacher_of_another_vocabulary: "DATA-VOCABULARY",
+    task_longer_than_the_model: "CFG-LENGTH",
+    task_longer_than_the_teacher: "CFG-LENGTH",
+    teacher_of_a_finetune: "CFG-RANGE",
+    nothing_to_go_on_with: "CKPT-NONE",
+    used_output_dir_of_a_task: "CFG-USED-DIR",
+    teacher_that_learnt_another_task: "CFG-RESUME",
 }
 
 

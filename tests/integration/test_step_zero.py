@@ -9,7 +9,7 @@ import pytest
 
 from integration.processes import work
 
-STAGES = ["zero0", "zero1", "zero2"]
+STAGES = ["zero0", "zero1", "zero2", "zero3"]
 
 
 @pytest.fixture(scope="module")

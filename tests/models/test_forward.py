@@ -1,24 +1,23 @@
 """The forward pass computes what plain transformers computes, but only what is read."""
 
-from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
+from family_models import VARIANTS, tiny_model
 from torch import nn
 from transformers import PreTrainedModel
 
 from homodistil_ds.models.families import plan_for
 from homodistil_ds.models.forward import Activations, Read, Student, forward
-from homodistil_ds.models.loading import load_teacher
 from homodistil_ds.models.width import WidthPlan
 
 ALL: tuple[Read, ...] = get_args(Read)
 
 
-@pytest.fixture(scope="module")
-def model(tiny_teacher: Path) -> PreTrainedModel:
-    return load_teacher(str(tiny_teacher))[0]
+@pytest.fixture(scope="module", params=VARIANTS)
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return tiny_model(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +27,7 @@ def plan(model: PreTrainedModel) -> WidthPlan:
 
 @pytest.fixture(scope="module")
 def ids() -> torch.Tensor:
-    return torch.randint(0, 185, (3, 10), generator=torch.Generator().manual_seed(0))
+    return torch.randint(5, 185, (3, 10), generator=torch.Generator().manual_seed(0))
 
 
 POSITIONS = torch.tensor([[1, 4], [0, 9], [5, 6]])
@@ -44,6 +43,7 @@ def test_activations_are_those_of_the_plain_model_and_logits_those_at_the_positi
     for row, places in enumerate(POSITIONS):
         torch.testing.assert_close(own.logits[row], plain.logits[row, places], atol=1e-5, rtol=1e-5)
     assert own.embedding is not None
+    assert len(own.hidden) == len(own.attention) == plan.layers
     for mine, theirs in zip(
         (own.embedding, *own.hidden, *own.attention), (*plain.hidden_states, *plain.attentions), strict=True
     ):
@@ -71,7 +71,7 @@ def test_the_vocabulary_head_runs_at_the_positions_only(
     def record(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         seen.append(inputs[0].shape)
 
-    hook = model.get_submodule(plan.family.head).register_forward_pre_hook(record)
+    hook = model.get_submodule(plan.family.head[0]).register_forward_pre_hook(record)
     forward(model, plan.family, ids, POSITIONS, ("hidden", "attention", "embedding"))
     assert seen == []
     forward(model, plan.family, ids, POSITIONS, ALL)
@@ -99,6 +99,6 @@ def test_a_student_has_projections_only_for_what_is_read_and_asks_for_less_in_an
 ) -> None:
     student = Student(model, plan.family, ("logits", "hidden"), teacher_hidden=plan.full.hidden)
     assert list(student.projections) == ["hidden"]
-    only_logits = student(ids, POSITIONS, ("logits",))
+    only_logits = student(ids, POSITIONS, reads=("logits",))
     assert only_logits.logits is not None
     assert only_logits.hidden == ()

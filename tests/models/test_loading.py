@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, AutoTokenizer, BertTokenizerFast, RobertaConfig
+from family_models import MASKED, tiny_model
+from transformers import AutoModelForMaskedLM, AutoTokenizer, BertTokenizerFast, ElectraForPreTraining, GPT2Config
 
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.models.families import plan_for
@@ -43,7 +44,7 @@ def pickle_only(folder: Path) -> None:
 
 
 def other_family(folder: Path) -> None:
-    RobertaConfig().save_pretrained(folder)
+    GPT2Config().save_pretrained(folder)
 
 
 def unknown_type(folder: Path) -> None:
@@ -77,7 +78,7 @@ def too_few_pieces(folder: Path) -> None:
         (no_config, "DATA-TEACHER", "no config.json"),
         (truncated, "DATA-CORRUPT", "model.safetensors"),
         (pickle_only, "DATA-PICKLE", ".bin"),
-        (other_family, "CFG-FAMILY", "roberta"),
+        (other_family, "CFG-FAMILY", "gpt2"),
         (unknown_type, "DATA-TEACHER", "no_such_type"),
         (one_layer_more, "DATA-TEACHER", "bert.encoder.layer.2."),
         (no_head, "DATA-NO-HEAD", "cls.predictions"),
@@ -103,13 +104,52 @@ def test_an_undamaged_folder_loads_in_eval_mode_and_float32(folder: Path) -> Non
     assert len(words) == model.config.vocab_size
 
 
-def test_a_missing_head_starts_as_the_identity_if_it_may_be_missing(folder: Path) -> None:
-    no_head(folder)
-    model, _ = load_teacher(str(folder), head_may_be_missing=True)
+@pytest.fixture(params=MASKED)
+def headless(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A folder of an encoder without its vocabulary head."""
+    model = tiny_model(request.param)
+    model.base_model.save_pretrained(tmp_path)
+    tokenizer(model.config.vocab_size).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_every_family_without_its_head_is_refused(headless: Path) -> None:
+    with pytest.raises(HomodistilError) as caught:
+        load_teacher(str(headless))
+    assert caught.value.error_id == "DATA-NO-HEAD"
+
+
+def test_a_missing_head_starts_as_the_identity_if_it_may_be_missing(headless: Path) -> None:
+    model, _ = load_teacher(str(headless), head_may_be_missing=True)
+    family = plan_for(model.config).family
     states = torch.randn(3, model.config.hidden_size)
-    assert torch.equal(model.cls.predictions.transform.dense(states), states)
+    assert family.head_transform is not None
+    transform = model.get_submodule(family.head_transform)
+    assert torch.equal(transform(states), states[:, : transform.out_features])
     assert not model.get_output_embeddings().bias.any()
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def test_a_discriminator_has_no_head_to_predict_words_with(tmp_path: Path) -> None:
+    ElectraForPreTraining(tiny_model("electra").config).save_pretrained(tmp_path)
+    tokenizer(185).save_pretrained(tmp_path)
+    with pytest.raises(HomodistilError) as caught:
+        load_teacher(str(tmp_path))
+    assert caught.value.error_id == "DATA-NO-HEAD"
+
+
+@pytest.mark.parametrize("variant", ["llama", "llama-tied"])
+def test_a_causal_model_loads_unless_a_masked_one_is_asked_for(variant: str, tmp_path: Path) -> None:
+    teacher = tiny_model(variant)
+    teacher.save_pretrained(tmp_path)
+    tokenizer(185).save_pretrained(tmp_path)
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        assert torch.equal(load_teacher(str(tmp_path))[0](ids).logits, teacher(ids).logits)
+    with pytest.raises(HomodistilError, match="causal") as caught:
+        load_teacher(str(tmp_path), only="masked")
+    assert caught.value.error_id == "CFG-FAMILY"
+    assert "bert, roberta, distilbert, electra" in caught.value.remedy
 
 
 def test_the_vocabulary_may_be_padded_by_less_than_128_rows() -> None:

@@ -1,25 +1,16 @@
 """The width table against real models: every parameter, its shape, and the number of parameters at any width."""
 
+import re
+
 import pytest
-from transformers import BertConfig, BertForMaskedLM
+from family_models import VARIANTS, odd_widths, tiny_config, tiny_model
+from transformers import BertConfig
 
 from homodistil_ds.models.families import plan_for
 from homodistil_ds.models.forward import Student
-from homodistil_ds.models.width import PROJECTIONS, TRAINED_PREFIX, WidthPlan, Widths, count
+from homodistil_ds.models.loading import empty_model
+from homodistil_ds.models.width import PROJECTIONS, TRAINED_PREFIX, Dim, WidthPlan, Widths, count
 from homodistil_ds.presets import PRESETS
-
-
-def bert(hidden: int = 24, ffn: int = 40, heads: int = 4, layers: int = 3) -> BertForMaskedLM:
-    return BertForMaskedLM(
-        BertConfig(
-            vocab_size=50,
-            hidden_size=hidden,
-            intermediate_size=ffn,
-            num_attention_heads=heads,
-            num_hidden_layers=layers,
-            max_position_embeddings=20,
-        )
-    )
 
 
 def base_plan() -> WidthPlan:
@@ -36,8 +27,9 @@ def base_plan() -> WidthPlan:
     )
 
 
-def test_every_parameter_of_the_model_has_exactly_one_row_and_every_row_a_parameter() -> None:
-    model = bert()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_parameter_of_the_model_has_exactly_one_row_and_every_row_a_parameter(variant: str) -> None:
+    model = tiny_model(variant)
     plan = plan_for(model.config)
     rows = list(plan.parameters())
     assert sorted(name for name, _ in rows) == sorted(name for name, _ in model.named_parameters())
@@ -45,49 +37,56 @@ def test_every_parameter_of_the_model_has_exactly_one_row_and_every_row_a_parame
         found = plan.find(name)
         assert found is not None
         assert found[0] is row
+        assert plan.find(f"{TRAINED_PREFIX}{name}") == found
 
 
-def test_axes_give_the_real_shape_of_every_parameter_of_the_trained_module() -> None:
-    model = bert()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_axes_give_the_real_shape_of_every_parameter_of_the_trained_module(variant: str) -> None:
+    model = tiny_model(variant)
     plan = plan_for(model.config)
     student = Student(model, plan.family, ("logits", "hidden", "embedding"), teacher_hidden=30)
-    seen = set()
+    groups = plan.groups()
+    seen, touched = set(), set()
     for name, parameter in student.named_parameters():
         found = plan.find(name)
         assert found is not None, name
         sizes = [30 if axis == "teacher" else plan.size(axis, plan.full) for axis in found[0].axes]
         assert tuple(parameter.shape) == tuple(sizes), name
-        groups = plan.groups()
-        for size, group in zip(parameter.shape, plan.dims(name), strict=True):
-            assert group is None or groups[group] == size, name
+        for size, dim in zip(parameter.shape, plan.dims(name), strict=True):
+            assert dim is None or groups[dim.group] * dim.block == size, name
+            touched |= {dim.group} if dim else set()
         seen.add(name)
+    assert touched == set(groups)
     assert {row.pattern for row in PROJECTIONS} < seen
     assert sum(name.startswith(TRAINED_PREFIX) for name in seen) == len(seen) - len(PROJECTIONS)
 
 
 def test_the_projections_are_cut_with_the_student_and_never_scored() -> None:
-    plan = plan_for(bert().config)
+    plan = plan_for(tiny_config("bert"))
     for row in PROJECTIONS:
-        assert plan.dims(row.pattern) == (None, "hidden")
+        assert plan.dims(row.pattern) == (None, Dim("hidden"))
         assert not plan.scored(row.pattern)
     assert all(plan.scored(name) for name, _ in plan.parameters())
 
 
 def test_a_parameter_outside_the_table_is_an_error_and_not_left_uncut() -> None:
-    plan = plan_for(bert().config)
+    plan = plan_for(tiny_config("bert"))
     for name in ("bert.pooler.dense.weight", "bert.encoder.layer.x.output.dense.bias", "projections.other.weight"):
         with pytest.raises(KeyError, match="not in the width table"):
             plan.dims(name)
 
 
-@pytest.mark.parametrize(("hidden", "ffn", "heads"), [(24, 40, 4), (16, 40, 4), (24, 7, 2), (6, 5, 3)])
-def test_count_is_the_number_of_parameters_of_the_real_model(hidden: int, ffn: int, heads: int) -> None:
-    counted = count(plan_for(bert().config), Widths(hidden=hidden, ffn=ffn, heads=heads, head_size=hidden // heads))
-    model = bert(hidden, ffn, heads)
-    assert counted.total + counted.head == sum(parameter.numel() for parameter in model.parameters())
-    assert counted.word_embedding == model.get_input_embeddings().weight.numel()
-    matrices = [p for name, p in model.named_parameters() if ".layer." in name and p.dim() == 2]
-    assert counted.matrices == sum(parameter.numel() for parameter in matrices)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_count_is_the_number_of_parameters_of_the_real_model(variant: str) -> None:
+    teacher = tiny_model(variant)
+    plan = plan_for(teacher.config)
+    for widths in (plan.full, odd_widths(plan)):
+        counted = count(plan, widths)
+        model = empty_model(teacher, plan, widths)
+        assert counted.total + counted.head == sum(parameter.numel() for parameter in model.parameters())
+        assert counted.word_embedding == model.get_input_embeddings().weight.numel()
+        matrices = [p for name, p in model.named_parameters() if re.search(r"\.\d+\.", name) and p.dim() == 2]
+        assert counted.matrices == sum(parameter.numel() for parameter in matrices)
 
 
 # Millions: 30,522 d | encoder matrices W | W + biases + norms | embedding + W | all but the head.

@@ -5,10 +5,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from family_models import tiny_model
 from transformers import BertConfig, BertForMaskedLM
 
 from homodistil_ds.models.families import plan_for
 from homodistil_ds.models.forward import Student
+from homodistil_ds.models.width import Dim
 from homodistil_ds.pruning.criteria import CRITERIA
 from homodistil_ds.pruning.importance import Importance, add_per_neuron
 from homodistil_ds.runtime.shards import Shard
@@ -21,34 +23,37 @@ Values = dict[str, torch.Tensor]
 @pytest.mark.parametrize(
     ("shape", "dims"),
     [
-        ((6,), ("a",)),
+        ((6,), (Dim("a"),)),
         ((6,), (None,)),
-        ((4, 3), ("a", "b")),
-        ((2, 7), ("a", "b")),
-        ((5, 1), ("a", "b")),
-        ((4, 3), (None, "b")),
-        ((4, 3), ("a", None)),
-        ((5, 5), ("a", "a")),
+        ((6,), (Dim("a", 3),)),
+        ((4, 3), (Dim("a"), Dim("b"))),
+        ((2, 7), (Dim("a"), Dim("b"))),
+        ((5, 1), (Dim("a"), Dim("b"))),
+        ((4, 3), (None, Dim("b"))),
+        ((4, 3), (Dim("a"), None)),
+        ((4, 3), (Dim("a", 2), Dim("b", 3))),
+        ((3, 4), (Dim("a"), Dim("b", 2))),
+        ((5, 5), (Dim("a"), Dim("a"))),
     ],
 )
 def test_every_run_of_a_parameter_adds_what_its_entries_add_densely(
-    shape: tuple[int, ...], dims: tuple[str | None, ...]
+    shape: tuple[int, ...], dims: tuple[Dim | None, ...]
 ) -> None:
     """All runs; a split of a parameter is a set of runs, so every split is covered. Whole numbers: sums are exact."""
     size = torch.Size(shape).numel()
     values = torch.randint(1, 1000, (size,), generator=torch.Generator().manual_seed(0)).float()
-    sizes = {group: length for group, length in zip(dims, shape, strict=True) if group is not None}
+    sizes = {dim.group: length // dim.block for dim, length in zip(dims, shape, strict=True) if dim is not None}
     for start in range(size + 1):
         for stop in range(start, size + 1):
             dense = torch.zeros(size)
             dense[start:stop] = values[start:stop]
             dense = dense.view(shape)
             expected = {group: torch.full((length,), 7.0) for group, length in sizes.items()}
-            for dim, group in enumerate(dims):
-                if group is not None:
-                    expected[group] += dense.movedim(dim, 0).reshape(shape[dim], -1).sum(1)
+            for place, dim in enumerate(dims):
+                if dim is not None:
+                    expected[dim.group] += dense.movedim(place, 0).reshape(sizes[dim.group], -1).sum(1)
             if len(dims) == 2 and dims[0] is not None and dims[0] == dims[1]:
-                expected[dims[0]] -= dense.diagonal()
+                expected[dims[0].group] -= dense.diagonal()
             sums = {group: torch.full((length,), 7.0) for group, length in sizes.items()}
             add_per_neuron(values[start:stop], start, shape, dims, sums)
             for group in sizes:
@@ -57,7 +62,7 @@ def test_every_run_of_a_parameter_adds_what_its_entries_add_densely(
 
 def test_a_diagonal_entry_counts_once() -> None:
     sums = {"a": torch.zeros(3)}
-    add_per_neuron(torch.ones(9), 0, (3, 3), ("a", "a"), sums)
+    add_per_neuron(torch.ones(9), 0, (3, 3), (Dim("a"), Dim("a")), sums)
     assert sums["a"].tolist() == [5.0, 5.0, 5.0]
 
 
@@ -149,7 +154,7 @@ def test_two_updates_equal_a_loop_over_neurons_in_float64(student: Student, crit
     mean = uncertainty = torch.zeros(sum(plan.groups().values()), dtype=torch.float64)
     for seed in (1, 2):
         gradient = gradients(student, seed)
-        importance.update(shards(weights, gradient))
+        importance.update(importance.measure(shards(weights, gradient)))
         exact = {name: (weight.double(), gradient[name].double()) for name, weight in weights.items()}
         if criterion == "magnitude":
             mean = naive_sums({name: w.abs() for name, (w, _) in exact.items()}, plan.groups())
@@ -166,14 +171,30 @@ def test_two_updates_equal_a_loop_over_neurons_in_float64(student: Student, crit
     torch.testing.assert_close(own.double(), expected, rtol=1e-4, atol=1e-6 * float(expected.max()))
 
 
+@pytest.mark.parametrize("variant", ["llama", "llama-tied"])
+def test_a_group_of_heads_is_worth_the_sum_of_all_its_entries(variant: str) -> None:
+    """Of its key and value rows, and of the query rows and output columns of all its query heads."""
+    model = tiny_model(variant)
+    plan = plan_for(model.config)
+    importance = Importance(plan, "magnitude", 0.0)
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    importance.update(importance.measure(shards(weights, weights)))
+    for layer, block in enumerate(model.model.layers):
+        attention, groups = block.self_attn, model.config.num_key_value_heads
+        parts = [attention.q_proj, attention.k_proj, attention.v_proj]
+        tensors = [tensor for part in parts for tensor in part.parameters()] + [attention.o_proj.weight.T]
+        expected = sum(tensor.detach().abs().reshape(groups, -1).sum(1) for tensor in tensors)
+        torch.testing.assert_close(importance.values()[f"heads.{layer}"], expected)
+
+
 def test_the_moving_average_starts_at_zero_and_weighs_the_newest_score_with_one_minus_beta(student: Student) -> None:
     plan = plan_for(student.model.config)
     weights = {name: parameter.detach() for name, parameter in student.named_parameters()}
     gradient = gradients(student, 1)
     once, raw = Importance(plan, "sensitivity", 0.85), Importance(plan, "sensitivity", 0.0)
-    raw.update(shards(weights, gradient))
+    raw.update(raw.measure(shards(weights, gradient)))
     for updates in range(1, 4):
-        once.update(shards(weights, gradient))
+        once.update(once.measure(shards(weights, gradient)))
         torch.testing.assert_close(once.mean, (1 - 0.85**updates) * raw.mean)
 
 
@@ -181,10 +202,10 @@ def test_state_dict_carries_all_that_decides_the_next_values(student: Student) -
     plan = plan_for(student.model.config)
     weights = {name: parameter.detach() for name, parameter in student.named_parameters()}
     first, second = Importance(plan, "platon", 0.85), Importance(plan, "platon", 0.85)
-    first.update(shards(weights, gradients(student, 1)))
-    second.load_state_dict(first.state_dict())
+    first.update(first.measure(shards(weights, gradients(student, 1))))
+    second.load_state_dict(first.state_dict(), first.groups)
     for importance in (first, second):
-        importance.update(shards(weights, gradients(student, 2)))
+        importance.update(importance.measure(shards(weights, gradients(student, 2))))
     for group, values in first.values().items():
         assert torch.equal(values, second.values()[group])
         assert values.any()

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, BertConfig
+from transformers import AutoConfig, BertConfig, LlamaConfig
 
 from homodistil_ds.models.families import plan_for
 from homodistil_ds.models.forward import Student
 from homodistil_ds.models.loading import load_teacher, twin
-from homodistil_ds.models.width import WidthPlan, Widths
-from homodistil_ds.pruning.masks import Masks, top
-from homodistil_ds.runtime.shards import Shard
+from homodistil_ds.models.width import Dim, WidthPlan, Widths
+from homodistil_ds.pruning.masks import Masks, heads_in, top, zero_run
+from homodistil_ds.pruning.shrink import entries
+from homodistil_ds.runtime.shards import Shard, whole
 
 STAIRS = (
     Widths(hidden=31, ffn=60, heads=4, head_size=8),
@@ -75,7 +76,7 @@ def test_heads_leave_first_by_the_sum_of_their_entries_and_then_neurons_inside_e
     values["vo.0"] = torch.tensor([[5.0] * 8, [9.0] + [0.0] * 7, [3.0] * 7 + [4.0], [1.0] * 7 + [2.0]]).flatten()
     masks = Masks(plan)
     masks.narrow(values, Widths(hidden=32, ffn=64, heads=3, head_size=2))
-    assert masks.kept_heads(0).tolist() == [True, False, True, True]
+    assert heads_in(plan, masks.kept, 0).tolist() == [True, False, True, True]
     assert masks.head_origins()[0].tolist() == [0, 2, 3]
     assert masks.indices()["qk.0"].tolist() == [0, 1, 16, 17, 24, 25]
     assert masks.indices()["vo.0"].tolist() == [0, 1, 16, 23, 24, 31]
@@ -113,15 +114,35 @@ def test_apply_zeroes_masters_moments_and_copies_exactly_where_a_neuron_is_maske
                     name=name, shape=shape, offset=at, weight=parts[0], gradient=None, moments=(parts[1], parts[2])
                 )
 
-    masks.apply(shards(), copies.items())
+    masks.apply(shards())
+    masks.apply(whole(copies.items()))
     for name, copy in copies.items():
         kept = torch.ones(copy.shape)
-        for dim, group in enumerate(plan.dims(name)):
-            if group is not None:
-                kept *= masks.kept[group].float().view([-1 if d == dim else 1 for d in range(copy.dim())])
+        for place, dim in enumerate(plan.dims(name)):
+            if dim is not None:
+                kept *= masks.kept[dim.group].float().view([-1 if d == place else 1 for d in range(copy.dim())])
         assert torch.equal(copy.float(), 2.0 * kept), name
         for place, tensor in enumerate(owned[name]):
             assert torch.equal(tensor.view(kept.shape), (1.0 + place) * kept), name
+
+
+@pytest.mark.parametrize(
+    ("shape", "dims"),
+    [((6,), (Dim("b", 2),)), ((4, 6), (Dim("a"), Dim("b", 2))), ((3, 3), (None, Dim("b"))), ((4, 4), (Dim("a"),) * 2)],
+)
+def test_runs_of_any_split_lose_the_entries_of_masked_neurons_and_no_others(
+    shape: tuple[int, ...], dims: tuple[Dim | None, ...]
+) -> None:
+    masked = {"a": torch.tensor([0, 3]), "b": torch.tensor([1])}
+    expected = torch.ones(shape)
+    for place, dim in enumerate(dims):
+        if dim is not None:
+            expected.index_fill_(place, entries(masked[dim.group], dim.block), 0.0)
+    size = expected.numel()
+    for start, stop in itertools.combinations(range(size + 1), 2):
+        run = torch.ones(stop - start)
+        zero_run(run, start, shape, dims, masked)
+        assert torch.equal(run, expected.flatten()[start:stop])
 
 
 def test_digests_name_the_group_in_which_one_bit_differs(plan: WidthPlan) -> None:
@@ -151,6 +172,27 @@ def test_a_state_dict_through_a_file_restores_the_same_masks(plan: WidthPlan, tm
     for each in (masks, other):
         each.narrow(random_values(plan, 5), STAIRS[3])
     assert other.digest() == masks.digest()
+
+
+def test_grouped_heads_leave_with_the_head_of_keys_and_values_that_they_share() -> None:
+    plan = plan_for(LlamaConfig(hidden_size=48, num_attention_heads=6, num_key_value_heads=3, num_hidden_layers=2))
+    values = random_values(plan, 0)
+    values |= {"heads.0": torch.tensor([2.0, 1.0, 3.0]), "heads.1": torch.tensor([1.0, 2.0, 0.0])}
+    masks = Masks(plan)
+    masks.narrow(values, Widths(hidden=20, ffn=9, heads=4, head_size=8))
+    assert masks.widths() == Widths(hidden=20, ffn=9, heads=4, head_size=8)
+    assert masks.indices()["heads.0"].tolist() == [0, 2]
+    assert [origins.tolist() for origins in masks.head_origins()] == [[0, 1, 4, 5], [0, 1, 2, 3]]
+    assert [places.tolist() for places in masks.head_places()] == [[0, 1, 4, 5], [0, 1, 2, 3]]
+    masks.remove(masks.staying(masks.widths()))
+    assert masks.physical() == masks.widths()
+    assert [places.tolist() for places in masks.head_places()] == [[0, 1, 2, 3]] * 2
+
+
+def test_a_width_between_two_groups_keeps_the_larger_one_whole() -> None:
+    plan = plan_for(LlamaConfig(hidden_size=48, num_attention_heads=6, num_key_value_heads=3, num_hidden_layers=1))
+    masks = narrowed(plan, Widths(hidden=48, ffn=9, heads=3, head_size=8))
+    assert masks.widths().heads == 4
 
 
 def test_widths_of_bert_base_are_those_asked_for() -> None:

@@ -1,58 +1,73 @@
-"""Masked equals cut equals exported: norms, attention scale, tying and vocabulary, and no gradient where masked."""
+"""Masked equals cut equals exported, in every family: norms, attention scale, tying, no gradient where masked."""
 
-from collections.abc import Iterator
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
+from family_models import VARIANTS, odd_widths, tiny_model
+from transformers import PreTrainedModel
 
 from homodistil_ds.config import LossConfig
 from homodistil_ds.distillation.losses import LOSSES, Inputs
 from homodistil_ds.distillation.objective import Objective
 from homodistil_ds.models import norms
-from homodistil_ds.models.families import plan_for
+from homodistil_ds.models.families import plan_for, target_widths
 from homodistil_ds.models.forward import Student, forward
-from homodistil_ds.models.loading import load_teacher, save_folder, twin
-from homodistil_ds.models.width import TRAINED_PREFIX, WidthPlan, Widths
+from homodistil_ds.models.loading import AUTO_CLASSES, empty_model, twin
+from homodistil_ds.models.width import TRAINED_PREFIX, Dim, WidthPlan, Widths
 from homodistil_ds.pruning.masks import Masks
-from homodistil_ds.pruning.shrink import cut, cut_tensor, export
+from homodistil_ds.pruning.shrink import cut, cut_tensor, export, set_attention_scale
+from homodistil_ds.runtime.shards import whole
 
-WIDTHS = Widths(hidden=15, ffn=21, heads=3, head_size=5)  # heads removed, and heads made smaller
+Values = dict[str, torch.Tensor]
 
 
 @dataclass(kw_only=True)
 class Pruned:
     teacher: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
     plan: WidthPlan
+    widths: Widths
     objective: Objective
     student: Student
     masks: Masks
 
 
-@pytest.fixture(scope="module")
-def pruned(tiny_teacher: Path) -> Pruned:
+@pytest.fixture(scope="module", params=VARIANTS)
+def pruned(request: pytest.FixtureRequest) -> Pruned:
     """A student with random neurons masked, in the state that a prune event leaves it in."""
-    teacher, tokenizer = load_teacher(str(tiny_teacher))
+    teacher = tiny_model(request.param)
     plan = plan_for(teacher.config)
-    objective = Objective(LossConfig(), with_teacher=True)
+    widths = odd_widths(plan)
+    objective = Objective(LossConfig(attention_kl=1.0), with_teacher=True)
     student = Student(twin(teacher, plan), plan.family, objective.student_reads(), plan.full.hidden)
-    generator = torch.Generator().manual_seed(0)
     masks = Masks(plan)
-    masks.narrow({group: torch.rand(size, generator=generator) for group, size in plan.groups().items()}, WIDTHS)
+    masks.narrow(random_values(plan.groups(), 0), widths)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in student.parameters():  # away from the teacher, so that every distance has a gradient
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-        masks.apply([], student.named_parameters())
-    norms.keep(student, masks.kept["hidden"])
-    return Pruned(teacher=teacher, tokenizer=tokenizer, plan=plan, objective=objective, student=student, masks=masks)
+    mask(student, masks)
+    return Pruned(teacher=teacher, plan=plan, widths=widths, objective=objective, student=student, masks=masks)
+
+
+def random_values(sizes: dict[str, int], seed: int) -> Values:
+    generator = torch.Generator().manual_seed(seed)
+    return {group: torch.rand(size, generator=generator) for group, size in sizes.items()}
+
+
+@torch.no_grad()
+def mask(model: torch.nn.Module, masks: Masks) -> None:
+    masks.apply(whole(model.named_parameters()))
+    norms.keep(model, masks.local()["hidden"])
 
 
 @pytest.fixture(scope="module")
 def ids() -> torch.Tensor:
-    return torch.randint(0, 185, (4, 12), generator=torch.Generator().manual_seed(1))
+    return torch.randint(5, 185, (4, 12), generator=torch.Generator().manual_seed(1))
 
 
 POSITIONS = torch.tensor([[1, 4, 5], [2, 9, 10], [5, 6, 7], [1, 2, 3]])
@@ -61,12 +76,12 @@ POSITIONS = torch.tensor([[1, 4, 5], [2, 9, 10], [5, 6, 7], [1, 2, 3]])
 @pytest.mark.parametrize("shrink", [cut, export])
 @torch.no_grad()
 def test_a_masked_student_computes_what_the_smaller_model_computes(
-    pruned: Pruned, ids: torch.Tensor, shrink: type
+    pruned: Pruned, ids: torch.Tensor, shrink: Callable[..., PreTrainedModel]
 ) -> None:
-    small = shrink(pruned.student.model, pruned.plan, WIDTHS, pruned.masks.indices())
+    small = shrink(pruned.student.model, pruned.plan, pruned.widths, pruned.masks.indices())
     wide = pruned.student.model(ids, output_hidden_states=True, output_attentions=True)
     own = small(ids, output_hidden_states=True, output_attentions=True)
-    assert own.hidden_states[0].shape[-1] == WIDTHS.hidden
+    assert own.hidden_states[0].shape[-1] == pruned.widths.hidden
     kept = pruned.masks.kept["hidden"]
     torch.testing.assert_close(own.logits, wide.logits, atol=1e-5, rtol=1e-5)
     for theirs, mine in zip(wide.hidden_states, own.hidden_states, strict=True):
@@ -76,14 +91,66 @@ def test_a_masked_student_computes_what_the_smaller_model_computes(
         torch.testing.assert_close(mine, theirs[:, heads], atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
 def test_the_attention_scale_of_the_example_matters(pruned: Pruned, ids: torch.Tensor) -> None:
-    """Guards the tests around it: a cut that forgot the teacher's scale must be visible in the logits."""
-    small = cut(pruned.student.model, pruned.plan, WIDTHS, pruned.masks.indices())
-    with torch.no_grad():
-        right = small(ids).logits
-        for layer in small.bert.encoder.layer:
-            layer.attention.self.scaling = WIDTHS.head_size**-0.5
-        assert (small(ids).logits - right).abs().max() > 1e-3
+    """Guards the tests around it: a cut with another scale than the teacher's must be visible in the logits."""
+    small = cut(pruned.student.model, pruned.plan, pruned.widths, pruned.masks.indices())
+    right = small(ids).logits
+    set_attention_scale(small, pruned.plan, pruned.plan.full.head_size - 2)
+    assert (small(ids).logits - right).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_two_cuts_with_masked_neurons_left_in_between_equal_one(pruned: Pruned, ids: torch.Tensor) -> None:
+    """A live cut may have to keep masked neurons, because no plain model has just the kept ones."""
+    plan, legal = pruned.plan, target_widths(pruned.plan, 28, 40, pruned.plan.full.heads)
+    kept = dataclasses.replace(legal, hidden=25, ffn=31)
+    live, at_once = Masks(plan), Masks(plan)
+    first, second = (random_values(plan.groups(), seed) for seed in (3, 4))
+    model = twin(pruned.teacher, plan)
+    for masks in (live, at_once):
+        masks.narrow(first, kept)
+    mask(model, live)
+    whole_logits = model(ids).logits
+
+    stay = live.staying(legal)
+    small = cut(model, plan, legal, stay)
+    live.remove(stay)
+    norms.widen(small, plan)
+    norms.keep(small, live.local()["hidden"])
+    assert (live.widths(), live.physical()) == (kept, legal)
+    torch.testing.assert_close(small(ids).logits, whole_logits, atol=1e-5, rtol=1e-5)
+
+    live.narrow({group: second[group][present] for group, present in live.present.items()}, pruned.widths)
+    at_once.narrow(second, pruned.widths)
+    assert live.digest() == at_once.digest()
+    for model_, masks in ((small, live), (model, at_once)):
+        mask(model_, masks)
+    twice = cut(small, plan, pruned.widths, live.staying(pruned.widths))
+    once = cut(model, plan, pruned.widths, at_once.indices())
+    for name, parameter in once.named_parameters():
+        assert torch.equal(twice.get_parameter(name), parameter), name
+    torch.testing.assert_close(small(ids).logits, once(ids).logits, atol=1e-5, rtol=1e-5)
+    assert torch.equal(twice(ids).logits, once(ids).logits)
+
+
+def test_a_cut_model_has_the_buffers_and_the_sharing_of_one_made_in_full(pruned: Pruned) -> None:
+    """The model to be written to is built without its random initialisation."""
+    small = cut(pruned.student.model, pruned.plan, pruned.widths, pruned.masks.indices())
+    full = empty_model(pruned.teacher, pruned.plan, pruned.widths)
+    theirs = dict(full.named_buffers())
+    assert {name for name, _ in small.named_buffers()} == set(theirs)
+    for name, buffer in small.named_buffers():
+        assert torch.equal(buffer, theirs[name]), name
+    assert shared(small) == shared(full) == shared(pruned.teacher)
+
+
+def shared(model: PreTrainedModel) -> list[list[str]]:
+    """Names of parameters that are one tensor."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [each for each in names.values() if len(each) > 1]
 
 
 def full_loss(pruned: Pruned, ids: torch.Tensor) -> torch.Tensor:
@@ -98,22 +165,24 @@ def full_loss(pruned: Pruned, ids: torch.Tensor) -> torch.Tensor:
         head_origins=origins,
     )
     total, terms = pruned.objective(inputs)
-    assert set(terms) == set(LOSSES)
+    assert set(terms) == set(pruned.objective.weights)
     assert all(term > 0 for term in terms.values())
     return total
 
 
-def test_masked_entries_have_exactly_zero_gradient_under_all_five_losses(pruned: Pruned, ids: torch.Tensor) -> None:
+def test_masked_entries_have_exactly_zero_gradient_under_all_losses(pruned: Pruned, ids: torch.Tensor) -> None:
     pruned.student.zero_grad()
     full_loss(pruned, ids).backward()
+    kept_of = pruned.masks.indices()
     for name, parameter in pruned.student.named_parameters():
         assert parameter.grad is not None, name
-        for dim, group in enumerate(pruned.plan.dims(name)):
-            if group is not None:
-                gone = (~pruned.masks.kept[group]).nonzero().flatten()
-                assert not parameter.grad.index_select(dim, gone).any(), (name, dim)
-        kept = cut_tensor(parameter.grad, pruned.plan.dims(name), pruned.masks.indices())
-        assert kept.any() or name.endswith("key.bias"), name  # a key bias shifts whole rows of scores
+        dims = pruned.plan.dims(name)
+        for place, dim in enumerate(dims):
+            if dim is not None:
+                gone = ~pruned.masks.kept[dim.group].repeat_interleave(dim.block)
+                assert not parameter.grad.index_select(place, gone.nonzero().flatten()).any(), (name, dim)
+        # A key bias shifts whole rows of scores, if nothing turns it with the position.
+        assert cut_tensor(parameter.grad, dims, kept_of).any() or re.search(r"\bk(ey|_lin)\.bias$", name), name
 
 
 def test_gradients_of_the_masked_student_cut_are_the_gradients_of_the_cut_student(
@@ -130,7 +199,7 @@ def test_gradients_of_the_masked_student_cut_are_the_gradients_of_the_cut_studen
             )
         )
 
-    small = cut(pruned.student.model, pruned.plan, WIDTHS, pruned.masks.indices())
+    small = cut(pruned.student.model, pruned.plan, pruned.widths, pruned.masks.indices())
     pruned.student.zero_grad()
     loss(pruned.student.model).backward()
     loss(small).backward()
@@ -140,16 +209,19 @@ def test_gradients_of_the_masked_student_cut_are_the_gradients_of_the_cut_studen
         torch.testing.assert_close(parameter.grad, theirs, atol=1e-5, rtol=1e-4, msg=name)
 
 
+@torch.no_grad()
 def test_the_exported_folder_gives_the_same_logits_in_plain_transformers(
     pruned: Pruned, ids: torch.Tensor, tmp_path: Path
 ) -> None:
-    small = export(pruned.student.model, pruned.plan, WIDTHS, pruned.masks.indices())
-    save_folder(small, pruned.tokenizer, tmp_path, torch.float32, {"widths": vars(WIDTHS)})
-    loaded, info = AutoModelForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
+    export(pruned.student.model, pruned.plan, pruned.widths, pruned.masks.indices()).save_pretrained(tmp_path)
+    plain = AUTO_CLASSES[pruned.plan.family.language_model]
+    loaded, info = plain.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert loaded.config.hidden_size == WIDTHS.hidden
-    with torch.no_grad():
-        torch.testing.assert_close(loaded(ids).logits, pruned.student.model(ids).logits, atol=1e-5, rtol=1e-5)
+    values = pruned.plan.config_values(pruned.widths)
+    assert {name: getattr(loaded.config, name) for name in values} == values
+    assert plan_for(loaded.config).full == pruned.widths
+    logits = pruned.student.model(ids).logits
+    assert (loaded(ids).logits - logits).abs().max() <= 1e-5 * logits.abs().max()
 
 
 def test_an_export_leaves_the_model_it_was_made_from_alone(pruned: Pruned, ids: torch.Tensor) -> None:
@@ -161,9 +233,10 @@ def test_an_export_leaves_the_model_it_was_made_from_alone(pruned: Pruned, ids: 
         assert torch.equal(pruned.student.model(ids).logits, before)
 
 
-def runs(tensor: torch.Tensor, dims: tuple[str | None, ...], masks: Masks) -> Iterator[torch.Tensor]:
-    for dim, group in enumerate(dims):
-        yield torch.arange(tensor.shape[dim]) if group is None else masks.kept[group].nonzero().flatten()
+def runs(tensor: torch.Tensor, dims: tuple[Dim | None, ...], masks: Masks) -> Iterator[torch.Tensor]:
+    for place, dim in enumerate(dims):
+        everywhere = torch.arange(tensor.shape[place])
+        yield everywhere if dim is None else everywhere[masks.kept[dim.group].repeat_interleave(dim.block)]
 
 
 def test_cut_tensor_slices_anything_of_a_parameters_shape_and_copies_it(pruned: Pruned) -> None:
@@ -178,18 +251,11 @@ def test_cut_tensor_slices_anything_of_a_parameters_shape_and_copies_it(pruned: 
         assert torch.equal(moment, whole), name
 
 
-@pytest.mark.parametrize("shrink", [cut, export])
-def test_the_decoder_stays_tied_to_the_word_embedding(pruned: Pruned, shrink: type) -> None:
-    small = shrink(pruned.student.model, pruned.plan, WIDTHS, pruned.masks.indices())
-    assert small.get_output_embeddings().weight is small.get_input_embeddings().weight
-    assert small.get_output_embeddings().bias is small.cls.predictions.bias
-
-
 @torch.no_grad()
 def test_a_vocabulary_cut_gives_the_full_models_logits_at_the_kept_ids(pruned: Pruned) -> None:
     kept = torch.tensor([0, 1, 2, 3, 4, 10, 50, 51, 120, 184])
     small = cut(pruned.teacher, pruned.plan, pruned.plan.full, {"vocab": kept})
-    ids = torch.randint(0, len(kept), (3, 9), generator=torch.Generator().manual_seed(2))
+    ids = torch.randint(2, len(kept), (3, 9), generator=torch.Generator().manual_seed(2))
     assert small.config.vocab_size == len(kept)
-    assert small.get_output_embeddings().weight is small.get_input_embeddings().weight
+    assert shared(small) == shared(pruned.teacher)
     torch.testing.assert_close(small(ids).logits, pruned.teacher(kept[ids]).logits[..., kept], atol=1e-5, rtol=1e-5)

@@ -47,10 +47,16 @@ def test_a_key_with_another_home_is_refused_with_that_home(tmp_path: Path, key: 
     [
         ("{", "CFG-JSON"),
         ("[1]", "CFG-JSON"),
-        ('{"zero_optimization": {"stage": 3}}', "CFG-STAGE"),
+        ('{"zero_optimization": {"stage": 4}}', "CFG-STAGE"),
+        ('{"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}', "CFG-OFFLOAD"),
+        ('{"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}}', "CFG-OFFLOAD"),
+        ('{"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}}', "CFG-OFFLOAD"),
+        ('{"zero_optimization": {"stage": 3, "offload_optimizer": true}}', "CFG-OFFLOAD"),
+        ('{"zero_optimization": {"stage": 1}, "data_types": {"grad_accum_dtype": "fp32"}}', "CFG-REFUSED-KEY"),
         ('{"bf16": {"enabled": true}}', "CFG-PRECISION"),
         ('{"bfloat16": {"enabled": true}, "zero_optimization": {"stage": 0}}', "CFG-PRECISION"),
         ('{"fp16": {"enabled": true}}', "CFG-PRECISION"),
+        ('{"torch_autocast": {"enabled": true, "dtype": "torch.float16"}}', "CFG-PRECISION"),
     ],
 )
 def test_what_this_version_cannot_run_is_refused(tmp_path: Path, text: str, error_id: str) -> None:
@@ -74,10 +80,13 @@ def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
         ({"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}}, 2, "bf16"),
         ({"zero_optimization": {"stage": 1}, "fp16": {"enabled": True}}, 1, "fp16"),
         ({"torch_autocast": {"enabled": True}}, 0, "autocast"),
+        ({"torch_autocast": {"enabled": True, "dtype": "bf16"}}, 0, "autocast"),
         ({"bf16": {"enabled": False}, "fp16": {"enabled": False}}, 0, "fp32"),
     ],
 )
-def test_stage_and_precision_are_read(values: dict[str, Any], stage: int, name: str) -> None:
+def test_stage_and_precision_are_read(tmp_path: Path, values: dict[str, Any], stage: int, name: str) -> None:
+    (tmp_path / "ds.json").write_text(json.dumps(values))
+    assert read(tmp_path / "ds.json") == values
     assert (zero_stage(values), precision(values)) == (stage, name)
 
 

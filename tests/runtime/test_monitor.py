@@ -119,6 +119,24 @@ def test_full_disk_costs_one_warning(
     assert "No space left on device" in lines[0]
 
 
+def test_a_terminal_that_was_closed_costs_the_display_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monitor = Monitor(tmp_path, total_steps=10, enabled=True)
+    monitor.progress(1, {"loss": 1.0})
+    monkeypatch.setattr(sys.stderr, "write", closed)
+    monkeypatch.setattr(sys.stdout, "write", closed)
+    for step in range(2, 5):
+        monitor.progress(step, {"loss": 1.0})
+        monitor.line("held-out")
+    monitor.close()
+    monitor.line("the end")
+
+
 def test_texts() -> None:
     assert progress_line(5, 20, {"loss": float("nan")}) == "step   5/20  loss nan"
     assert [clock_text(s) for s in (0, 100, 3725)] == ["0:00", "1:40", "1:02:05"]

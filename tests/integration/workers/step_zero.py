@@ -17,7 +17,7 @@ def one_case(tiny: Tiny, zero: int) -> dict[str, Any]:
     batch = next(iter(tiny.batches.micro_batches(1)))
     with torch.no_grad():
         own = trained(batch.input_ids, batch.positions)
-        shown = stage.teach(batch.input_ids, batch.positions, tiny.objective.teacher_reads())
+        shown = stage.teach(batch.input_ids, batch.positions, reads=tiny.objective.teacher_reads())
     differing = torch.tensor([float(not torch.equal(own.logits, shown.logits))])
     ranks.add_up(differing)
     stage.run()
@@ -27,7 +27,7 @@ def one_case(tiny: Tiny, zero: int) -> dict[str, Any]:
 
 def main() -> None:
     tiny = start()
-    tiny.finish({f"zero{zero}": one_case(tiny, zero) for zero in (0, 1, 2)})
+    tiny.finish({f"zero{zero}": one_case(tiny, zero) for zero in (0, 1, 2, 3)})
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,22 @@ from transformers import PreTrainedModel
 
 from homodistil_ds.config import LossConfig, OptimizerConfig, RunConfig
 from homodistil_ds.data.batches import Batches
-from homodistil_ds.data.corpus import Order, prepare
+from homodistil_ds.data.corpus import Order
 from homodistil_ds.data.masking import masking_for
+from homodistil_ds.data.prepare import prepare
 from homodistil_ds.distillation.objective import Objective
+from homodistil_ds.evaluation.heldout import measure_on
 from homodistil_ds.models.families import plan_for
-from homodistil_ds.models.forward import Student
+from homodistil_ds.models.forward import Student, Teacher
 from homodistil_ds.models.loading import load_teacher, twin, without_dropout
 from homodistil_ds.models.width import WidthPlan, Widths
+from homodistil_ds.pruning import shrink
 from homodistil_ds.pruning.pruner import Pruner
 from homodistil_ds.pruning.schedule import WidthSchedule
 from homodistil_ds.runtime import ds_config, engine, ranks
 from homodistil_ds.runtime.engine import Engine
 from homodistil_ds.runtime.monitor import Monitor
+from homodistil_ds.runtime.watchdog import Watchdog
 from homodistil_ds.stage import Stage
 
 GLOBAL_BATCH = 16
@@ -37,14 +41,14 @@ class Tiny:
     """The teacher, the data and the objective (all five terms) of every stage in a worker."""
 
     settings: dict[str, Any]
-    teacher: PreTrainedModel
+    teacher: Teacher
     plan: WidthPlan
     objective: Objective
     batches: Batches
 
     def student(self, noise: float = 0.0) -> Student:
         """A twin of the teacher; with noise, which is the same on all ranks, it differs from the teacher everywhere."""
-        model = twin(self.teacher, self.plan).requires_grad_(True)
+        model = twin(self.teacher.model, self.plan).requires_grad_(True)
         student = self.trainable(model)
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
@@ -56,15 +60,35 @@ class Tiny:
         reads = self.objective.student_reads()
         return Student(model, self.plan.family, reads, teacher_hidden=self.plan.full.hidden)
 
+    def blank(self, widths: Widths) -> Student:
+        """A student of no particular weights at physical widths."""
+        return self.trainable(shrink.blank(self.teacher.model, self.plan, widths).requires_grad_(True))
+
     def engine(
-        self, student: Student, stage: int, accumulation: int = 1, optimizer: OptimizerConfig | None = None
+        self,
+        student: Student,
+        stage: int,
+        accumulation: int = 1,
+        optimizer: OptimizerConfig | None = None,
+        offload: bool = False,
+        precision: str | None = None,
     ) -> Engine:
+        """An engine in float32 or the named precision. At stage 3 every parameter is in pieces, small ones too."""
         micro = GLOBAL_BATCH // ranks.world_size() // accumulation
+        zero: dict[str, Any] = {"stage": stage}
+        if stage == 3:
+            zero["stage3_param_persistence_threshold"] = 0
+        if offload:
+            zero["offload_optimizer"] = {"device": "cpu"}
         machine: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": micro,
-            "zero_optimization": {"stage": stage},
+            "zero_optimization": zero,
             "gradient_clipping": 1.0,
         }
+        if precision:
+            machine[precision] = {"enabled": True}
+        if precision == "fp16":
+            machine["fp16"] |= {"initial_scale_power": 24, "hysteresis": 1}  # overflows at first
         machine = ds_config.with_batch_sizes(machine, GLOBAL_BATCH, ranks.world_size())
         assert machine["gradient_accumulation_steps"] == accumulation
         self.batches = batches_of(self.batches, micro)
@@ -78,8 +102,8 @@ class Tiny:
         first_step: int = 1,
         widths: Widths | None = None,
         head_origins: list[torch.Tensor] | None = None,
-        save: Callable[[int], None] = lambda step: None,
-        save_interval: int = 0,
+        milestones: Mapping[int, Widths] | None = None,
+        build: Callable[[Widths], Engine] | None = None,
     ) -> Stage:
         """The package's own loop over these parts; its history has one row of losses per step."""
         config = RunConfig(
@@ -88,7 +112,6 @@ class Tiny:
             sequence_length=SEQUENCE_LENGTH,
             log_interval=1,
             eval_interval=0,
-            save_interval=save_interval,
         )
         return Stage(
             config=config,
@@ -97,9 +120,13 @@ class Tiny:
             teacher=self.teacher,
             objective=self.objective,
             batches=self.batches,
+            measure=measure_on(self.batches),
             monitor=Monitor(Path(self.settings["out"]), steps, enabled=False),
             pruner=pruner,
-            save=save,
+            build=build or refuse,
+            save=lambda step: Path(self.settings["out"]),
+            watchdog=Watchdog(600, ranks.rank(), lambda *_: None),
+            milestones=milestones or {},
             fixed_widths=widths or self.plan.full,
             head_origins=head_origins or [],
             first_step=first_step,
@@ -116,6 +143,10 @@ class Tiny:
         ranks.stop()
 
 
+def refuse(widths: Widths) -> Engine:
+    raise AssertionError("this stage has no milestones")
+
+
 def start() -> Tiny:
     settings = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     engine.prepare_op_folder()
@@ -123,7 +154,7 @@ def start() -> Tiny:
     source, tokenizer = load_teacher(settings["teacher"])
     plan = plan_for(source.config)
     arguments = ([settings["corpus"]], tokenizer, SEQUENCE_LENGTH, 16, Path(settings["out"], "corpus"))
-    ranks.together(lambda: prepare(*arguments) if ranks.rank() == 0 else None)
+    ranks.on_first(lambda: prepare(*arguments))
     corpus = prepare(*arguments)
     batches = Batches(
         corpus=corpus,
@@ -135,11 +166,12 @@ def start() -> Tiny:
         rank=ranks.rank(),
         world_size=ranks.world_size(),
     )
+    objective = Objective(LossConfig(), with_teacher=True)
     return Tiny(
         settings=settings,
-        teacher=without_dropout(source).eval().requires_grad_(False),
+        teacher=Teacher(without_dropout(source), plan.family, objective.teacher_reads()),
         plan=plan,
-        objective=Objective(LossConfig(), with_teacher=True),
+        objective=objective,
         batches=batches,
     )
 

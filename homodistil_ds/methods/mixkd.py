@@ -1,0 +1,107 @@
+"""A model learns a task of GLUE from a teacher that knows it: MixKD (ICLR 2021), plain distillation, PKD."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from homodistil_ds.config import RunConfig, StudentConfig, load_run_config
+from homodistil_ds.data.corpus import vocabulary
+from homodistil_ds.data.glue import task_named
+from homodistil_ds.errors import HomodistilError
+from homodistil_ds.machine import Machine
+from homodistil_ds.methods.learning import learn
+from homodistil_ds.methods.opening import check_length, say
+from homodistil_ds.methods.start import check_same_values, hold, refuse_used
+from homodistil_ds.methods.task_setting import prepare_task
+from homodistil_ds.models.depth import layer_map
+from homodistil_ds.models.families import plan_for
+from homodistil_ds.models.tasks import knows_a_task, load_classifier
+from homodistil_ds.runtime import ranks
+from homodistil_ds.runtime.checkpoint import find, newest_first
+from homodistil_ds.task_config import TaskLossConfig
+
+TEACHER = "teacher"  # folder of the run in which the teacher learns the task
+
+
+def run(config: RunConfig, machine: Machine, command: str) -> None:
+    """The teacher learns the task first, unless it knows it; then --model learns from it (X5)."""
+    teacher, run_dir = config.teacher, Path(config.output_dir)
+    # Before hours go into a teacher that the student could not learn from.
+    ranks.together(lambda: check_pair(config))
+    if not ranks.together(lambda: knows_a_task(config.teacher)):
+        stopped_before = ranks.told_by(0, began(run_dir / TEACHER) and not newest_first(run_dir / "checkpoints"))
+        if machine.resume == "never":
+            ranks.on_first(lambda: refuse_used(run_dir))
+        elif not stopped_before:
+            find(machine.resume, run_dir / "checkpoints", say)
+        teacher = teach(config, machine, command)
+        if stopped_before and machine.resume == "auto":
+            machine = replace(machine, resume="never")
+    setting = prepare_task(config, machine, command)
+    source, _ = ranks.together(lambda: load_classifier(teacher, setting.data.task.classes, "--teacher"))
+    learn(setting, source, plan_for(source.config))
+
+
+def teach(config: RunConfig, machine: Machine, command: str) -> str:
+    """A finetune run of the teacher inside the run directory; returns the folder of what it trained."""
+    whole, run_dir = Path(config.output_dir), Path(config.output_dir) / TEACHER
+    own = replace(
+        config,
+        method="finetune",
+        model=config.teacher,
+        output_dir=str(run_dir),
+        save_student=True,
+        student=StudentConfig(),
+        task=replace(config.task, predict=False),
+        task_loss=TaskLossConfig(),
+    )
+    if ranks.told_by(0, (run_dir / "report.json").exists()):
+        ranks.on_first(lambda: check_taught(own, run_dir))
+    else:
+        resume = "auto" if ranks.told_by(0, bool(newest_first(run_dir / "checkpoints"))) else "never"
+        setting = prepare_task(own, replace(machine, resume=resume), command, within=whole)
+        # The whole run is under way from here on: it says how it ended, and keeps others out.
+        ranks.on_first(lambda: hold(whole, say))
+        learn(setting)
+    return str(run_dir / "student")
+
+
+def check_taught(own: RunConfig, run_dir: Path) -> None:
+    """A teacher that an earlier start has trained must be the one that this run would train."""
+    before = load_run_config(run_dir / "run_config.json")
+    check_same_values(replace(own, steps=own.steps or before.steps), asdict(before), run_dir, run_dir.parent)
+
+
+def began(run_dir: Path) -> bool:
+    return (run_dir / "run.json").exists()
+
+
+def check_pair(config: RunConfig) -> None:
+    """Both can be loaded for the task and read its rows. Raises HomodistilError."""
+    classes = task_named(config.task.name).classes
+    model, own = load_classifier(config.model, classes)
+    source, its = load_classifier(config.teacher, classes, "--teacher")
+    check_vocabulary(config, own, its)
+    plans = plan_for(model.config), plan_for(source.config)
+    for plan in plans:
+        check_length(config, plan)
+    layer_map(plans[1].layers, plans[0].layers, config.student.layers)
+    if config.task_loss.patience > 0 and plans[0].layers < 2:
+        raise HomodistilError(
+            "CFG-LOSS",
+            f"--task_loss.patience compares all layers but the last, and --model {config.model} has one",
+            "Set --task_loss.patience 0, or give a model of two layers or more.",
+        )
+
+
+def check_vocabulary(config: RunConfig, own: PreTrainedTokenizerBase, its: PreTrainedTokenizerBase) -> None:
+    """Teacher and student read the same ids."""
+    if vocabulary(own) != vocabulary(its):
+        raise HomodistilError(
+            "DATA-VOCABULARY",
+            f"--model {config.model} and --teacher {config.teacher} have different vocabularies",
+            "Both read the same token ids: use a teacher and a model with one tokenizer.",
+        )

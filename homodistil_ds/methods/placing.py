@@ -1,0 +1,78 @@
+"""The models of a run where its placement puts them: whole, or built in shards and filled from the weight files."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from homodistil_ds.methods.setting import Setting
+from homodistil_ds.models.depth import from_layers
+from homodistil_ds.models.forward import Read, Teacher
+from homodistil_ds.models.loading import as_student, load_teacher, twin, without_dropout
+from homodistil_ds.models.pieces import reader_of, unfilled
+from homodistil_ds.models.width import Widths
+from homodistil_ds.pruning.shrink import blank
+from homodistil_ds.runtime import ds_config, engine, placement, ranks
+from homodistil_ds.stage import Stage
+
+
+def placed_teacher(setting: Setting, reads: Collection[Read]) -> nn.Module:
+    """The teacher in the precision of training. Make the student first: this rounds a source that is whole."""
+    return _placed(setting, setting.source, reads, setting.ds_config, setting.train_dtype)
+
+
+def float32_teacher(setting: Setting, stage: Stage) -> nn.Module:
+    """The teacher in float32, for figures of the held-out text; it takes the place of the stage's, which is freed."""
+    trained, stage.teacher = stage.teacher, None
+    if setting.read is not None:
+        if ds_config.precision(setting.ds_config) == "fp32":
+            assert trained is not None
+            return trained
+        engine.dispose(trained)
+        return _placed(setting, setting.source, {"logits"}, {}, torch.float32)
+    # Loaded again: the teacher of the stage was rounded to the precision of training.
+    del trained
+    source = ranks.together(lambda: load_teacher(setting.config.teacher)[0])
+    return _placed(setting, source, {"logits"}, {}, torch.float32)
+
+
+def student_from(setting: Setting, copied: bool = True) -> PreTrainedModel:
+    """A student with the source's weights. Without `copied` it may be the source itself, which is then used up.
+
+    At stage 3 no rank holds it whole, at the other stages each does.
+    """
+    sharded = ds_config.zero_stage(setting.ds_config) == 3
+    plan, like = setting.student_plan, setting.student_like
+    if not sharded and setting.read is None and plan.layers == setting.plan.layers:
+        return twin(setting.source, plan) if copied else as_student(setting.source, plan)
+    model = placement.sharded(lambda: unfilled(like), setting.ds_config) if sharded else unfilled(like)
+    read = from_layers(setting.read or reader_of(setting.source), setting.plan, setting.layer_map)
+    ranks.together(lambda: placement.fill(model, read))
+    return as_student(model, plan)
+
+
+def blank_student(setting: Setting, widths: Widths) -> PreTrainedModel:
+    """A student of no particular weights at physical widths; at stage 3 no rank holds it whole."""
+    machine = setting.ds_config_for(widths)
+
+    def build() -> PreTrainedModel:
+        return blank(setting.student_like, setting.student_plan, widths)
+
+    return placement.sharded(build, machine) if ds_config.zero_stage(machine) == 3 else build()
+
+
+def _placed(
+    setting: Setting, source: PreTrainedModel, reads: Collection[Read], machine: dict[str, Any], dtype: torch.dtype
+) -> nn.Module:
+    model, config, read = source, {}, setting.read
+    if read is not None:
+        largest = max(parameter.numel() for parameter in source.parameters())
+        config = placement.teacher_config(setting.placement, machine, largest)
+        model = placement.sharded(lambda: unfilled(source), config)
+        ranks.together(lambda: placement.fill(model, read))
+    teacher = Teacher(without_dropout(model), setting.plan.family, reads)
+    return placement.serve(teacher, setting.placement, config, dtype)

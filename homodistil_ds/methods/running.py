@@ -1,0 +1,86 @@
+"""What every method does around its stage: begin or go on from a checkpoint, train under the watchdog, save."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from homodistil_ds.evaluation.report import versions
+from homodistil_ds.methods.opening import Run
+from homodistil_ds.methods.records import record
+from homodistil_ds.methods.start import check_masks, is_own, set_aside
+from homodistil_ds.models.width import Widths
+from homodistil_ds.pruning.pruner import Pruner
+from homodistil_ds.runtime import carry, checkpoint, ds_config, guard, ranks
+from homodistil_ds.runtime.carry import Progress
+from homodistil_ds.runtime.engine import Engine
+from homodistil_ds.stage import Stage
+
+
+def start_from(
+    run: Run, pruner: Pruner | None, build: Callable[[Widths], Engine], first: Callable[[], Engine]
+) -> Engine:
+    """The engine at the run's beginning, or as the checkpoint left it: shape and masks first, then the tensors."""
+    found = run.checkpoint
+    if found is None:
+        return first()
+    if pruner is not None:
+        pruner.load_state_dict(ranks.together(found.tensors))
+        pruner.events = found.state["events"]
+        check_masks(found, pruner.masks.digest())
+    engine = build(Widths(**found.state["physical"]))
+    carry.put(engine, found.read, Progress(**found.state["progress"]))
+    if pruner is not None:
+        pruner.apply(engine)
+    return engine
+
+
+def train(run: Run, stage: Stage) -> None:
+    """Run the stage from where it stands to its last step."""
+    found = run.checkpoint
+    if found is not None:
+        stage.first_step = found.step + 1
+        stage.history = found.state["history"]
+        run.monitor.line(f"going on after step {found.step}, from {found.folder}")
+        # Only now: nothing can refuse this start any more.
+        if is_own(found, run.run_dir):
+            ranks.on_first(lambda: set_aside(found, run.monitor.line))
+    record(run)
+    if ranks.rank() == 0:
+        guard.watch(*filter(None, (run.run_dir, run.within)))
+    guard.defer()
+    wall, cpu = time.perf_counter(), time.process_time()
+    with stage.watchdog:
+        stage.run()
+    stage.loop_seconds, stage.loop_cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
+
+
+def saved(run: Run, stage: Stage, step: int) -> Path:
+    """Write a checkpoint after `step`; all ranks call it. Returns its folder."""
+    pruner = stage.pruner
+    state = {
+        "step": step,
+        "physical": vars(pruner.masks.physical() if pruner else stage.widths()),
+        "widths": vars(stage.widths()),
+        "full": vars(stage.plan.full),
+        "model_type": stage.plan.family.model_type,
+        "mask_digest": pruner.masks.digest() if pruner else "",
+        "events": pruner.events if pruner else [],
+        "progress": dataclasses.asdict(carry.progress(stage.engine)),
+        "history": stage.history,
+        "config": dataclasses.asdict(run.config),
+        "corpus": run.fingerprint,
+        "sequences_seen": step * run.config.global_batch_size,
+        "world_size": ranks.world_size(),
+        "zero_stage": stage.engine.zero_optimization_stage(),
+        "precision": ds_config.precision(run.ds_config),
+        "versions": versions(),
+    }
+    tensors = pruner.state_dict() if pruner else {}
+    limit = run.config.save_total_limit
+    folder = checkpoint.save(run.run_dir / "checkpoints", state, tensors, carry.take(stage.engine), limit)
+    stage.watchdog.kept = f"The last checkpoint is {folder}."
+    run.monitor.line(f"saved {folder}")
+    return folder

@@ -1,0 +1,56 @@
+"""Students with fewer layers than their teacher: which of its layers they have, and how those are read. No training."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import torch
+from transformers import PreTrainedModel
+
+from homodistil_ds.errors import HomodistilError
+from homodistil_ds.models.pieces import Read
+from homodistil_ds.models.width import WidthPlan
+
+
+def layer_map(teacher: int, student: int | None, which: str) -> tuple[int, ...]:
+    """The teacher's layer behind each of the student's, counted from 0.
+
+    "uniform" takes the last layer of each of as many stretches (B3: g(m) = m L_T / L_S), "first" the first ones.
+    Raises HomodistilError for more layers than the teacher's and for none.
+    """
+    student = teacher if student is None else student
+    if not 1 <= student <= teacher:
+        raise HomodistilError(
+            "CFG-DEPTH",
+            f"a student of {student} layers (--student.num_hidden_layers)",
+            f"The teacher has {teacher}: use 1 to {teacher}.",
+        )
+    if which == "first":
+        return tuple(range(student))
+    return tuple((place + 1) * teacher // student - 1 for place in range(student))
+
+
+def shallower(plan: WidthPlan, layers: tuple[int, ...]) -> WidthPlan:
+    """The table of a model with only these layers of `plan`'s."""
+    return replace(plan, layers=len(layers))
+
+
+def outline_of(model: PreTrainedModel, plan: WidthPlan, layers: tuple[int, ...]) -> PreTrainedModel:
+    """Names and shapes, on the meta device, of the same model with only these layers."""
+    config = copy.deepcopy(model.config)
+    setattr(config, plan.family.fields["layers"], len(layers))
+    with torch.device("meta"):
+        return type(model)._from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
+
+
+def from_layers(read: Read, plan: WidthPlan, layers: tuple[int, ...]) -> Read:
+    """Reads a shallower student's tensors from the teacher's layers that it has."""
+
+    def renamed(name: str, start: int, count: int) -> torch.Tensor:
+        row, layer = plan.find(name) or (None, None)
+        if row is None or layer is None:
+            return read(name, start, count)
+        return read(row.pattern.replace("{layer}", str(layers[layer])), start, count)
+
+    return renamed

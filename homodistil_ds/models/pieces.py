@@ -1,0 +1,179 @@
+"""Read a teacher's weight files a run of entries at a time, and make what they fill: never a whole model at once."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForMaskedLM, PreTrainedModel
+from transformers.initialization import no_init_weights
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+from homodistil_ds.errors import HomodistilError
+
+LENGTH_BYTES = 8  # a safetensors file: length of the header, header in JSON, tensors
+DTYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
+}
+OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}  # of norms, before 2019; transformers renames them too
+MEND = (
+    "Load it once with transformers on a machine that can hold it and save it again with save_pretrained, or give "
+    "--teacher_placement replicated."
+)
+
+
+# read(name, start, count): a run of a flattened tensor, 1-D [count], in whatever number format it has
+Read = Callable[[str, int, int], torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Where a tensor's bytes begin in a file."""
+
+    path: Path
+    offset: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+def open_pieces(source: str) -> dict[str, Piece]:
+    """Every tensor of a folder's or a hub name's safetensors files by name; only the headers are read.
+
+    Raises HomodistilError for files that are absent or damaged, and OSError as transformers does for hub names.
+    """
+    files = [_cached(source, SAFE_WEIGHTS_NAME)]
+    if files == [None]:
+        index = _cached(source, SAFE_WEIGHTS_INDEX_NAME)
+        if index is None:
+            raise HomodistilError(
+                "DATA-TEACHER",
+                f"--teacher {source}: neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}",
+                MEND,
+            )
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        files = [_cached(source, name) for name in names]
+        if None in files:
+            missing = names[files.index(None)]
+            raise HomodistilError(
+                "DATA-TEACHER", f"--teacher {source}: {missing} is missing", "Copy or download it again."
+            )
+    return {_new_name(name): piece for path in files if path for name, piece in header(path).items()}
+
+
+def _cached(source: str, name: str) -> Path | None:
+    found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+    return None if found is None else Path(found)
+
+
+def _new_name(name: str) -> str:
+    return next((name.removesuffix(old) + new for old, new in OLD_NAMES.items() if name.endswith(old)), name)
+
+
+def header(path: Path) -> dict[str, Piece]:
+    """The tensors of one safetensors file. Raises HomodistilError if the file is not whole."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+            if length > size:
+                raise ValueError("its header is longer than the file")
+            entries = json.loads(file.read(length))
+        start = LENGTH_BYTES + length
+        pieces, end = {}, start
+        for name, entry in entries.items():
+            if name != "__metadata__":
+                dtype, shape, (first, last) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+                if last - first != math.prod(shape) * dtype.itemsize:
+                    raise ValueError(f"{name} has another size than its shape {shape}")
+                pieces[name] = Piece(path=path, offset=start + first, dtype=dtype, shape=shape)
+                end = max(end, start + last)
+        if end != size:
+            raise ValueError(f"its header tells of {end} bytes")
+    except (ValueError, KeyError, TypeError) as error:
+        raise HomodistilError(
+            "DATA-CORRUPT",
+            f"{path} ({size} bytes) is not a whole safetensors file of plain tensors: {error}",
+            "Copy or download the file again.",
+        ) from error
+    return pieces
+
+
+def reader(pieces: dict[str, Piece]) -> Read:
+    """Read from the files, in their own number format.
+
+    Plain reads: safetensors' own slices map a file as private memory, all of which counts against a rank's limit.
+    """
+
+    def read(name: str, start: int, count: int) -> torch.Tensor:
+        piece = pieces[name]
+        values = bytearray(count * piece.dtype.itemsize)
+        with piece.path.open("rb", buffering=0) as file:
+            file.seek(piece.offset + start * piece.dtype.itemsize)
+            view = memoryview(values)
+            while view:
+                got = file.readinto(view)
+                if not got:
+                    raise OSError(f"{piece.path} became shorter while it was read")
+                view = view[got:]
+        return torch.frombuffer(values, dtype=piece.dtype)
+
+    return read
+
+
+def reader_of(model: PreTrainedModel) -> Read:
+    """Read from a model that is whole in memory."""
+    tensors = _saved(model)
+    return lambda name, start, count: tensors[name].detach().view(-1)[start : start + count]
+
+
+def outline(config: object) -> PreTrainedModel:
+    """The model of a configuration with names and shapes alone: its tensors are on the meta device."""
+    with torch.device("meta"):
+        return AutoModelForMaskedLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
+
+
+def unfilled(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of the same configuration in eval mode whose weights hold anything; drawing them would cost the most."""
+    with no_init_weights():
+        built = type(model)._from_config(copy.deepcopy(model.config), dtype=torch.float32)
+    built.tie_weights()
+    return built.eval()
+
+
+def check_pieces(
+    source: str, model: PreTrainedModel, pieces: dict[str, Piece], known: Callable[[str], bool]
+) -> set[str]:
+    """Compare files with what the model needs; returns the names that the files lack, for the caller to judge.
+
+    Tensors that the model has no place for are passed over, as transformers does, unless they are of a kind that it
+    has (`known`): such as the weights of a further layer. Raises HomodistilError for those and for other shapes.
+    """
+    needed = {name: tuple(tensor.shape) for name, tensor in _saved(model).items()}
+    tied = set(model.state_dict()) - set(needed)
+    surplus = sorted(name for name in pieces if name not in needed and name not in tied and known(name))
+    if surplus:
+        raise HomodistilError(
+            "DATA-TEACHER",
+            f"--teacher {source}: its config.json has no place for {len(surplus)} tensors, first {surplus[0]}",
+            "Put the config.json that the weights were saved with beside them.",
+        )
+    for name, shape in needed.items():
+        if name in pieces and pieces[name].shape != shape:
+            raise HomodistilError(
+                "DATA-TEACHER",
+                f"--teacher {source}: {name} is {list(pieces[name].shape)}, its config.json makes it {list(shape)}",
+                "Put the config.json that the weights were saved with beside them.",
+            )
+    return set(needed) - set(pieces)
+
+
+def _saved(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Parameters and saved buffers, tied ones under their first name only."""
+    saved = set(model.state_dict())
+    return dict(model.named_parameters()) | {name: b for name, b in model.named_buffers() if name in saved}

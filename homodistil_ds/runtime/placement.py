@@ -1,0 +1,147 @@
+"""Where a frozen teacher lies: whole on every rank, in shards on all ranks, or in shards in host memory.
+
+It builds and fills modules without any rank ever holding one whole; what the module is, it does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import deepspeed
+import torch
+from torch import nn
+
+from homodistil_ds.errors import HomodistilError, did_you_mean
+from homodistil_ds.machine import PLACEMENTS
+from homodistil_ds.runtime import memory, ranks
+from homodistil_ds.runtime.shards import partition
+
+Module = TypeVar("Module", bound=nn.Module)
+COMFORTABLE = 0.65  # of the available memory; the rest is for activations, gathered layers and buckets
+RUN = 2**22  # entries read at a time
+PRECISION_KEYS = ("bf16", "bfloat16", "fp16", "torch_autocast")
+
+# read(name, start, count): `count` entries from `start` on of the flattened tensor `name`, in any number format
+Read = Callable[[str, int, int], torch.Tensor]
+
+
+def choose(
+    asked: str, teacher_bytes: int, student_bytes: int, available_bytes: int, world_size: int, on_gpu: bool
+) -> str:
+    """The placement that was asked for; for auto the first of replicated, zero3 and cpu_offload that fits comfortably.
+
+    `teacher_bytes` are those of the whole teacher, the others those of one rank. Where nothing fits it is the leanest:
+    sizes are estimates, so they refuse nothing. Without a GPU host memory is all there is, so sharding is the leanest,
+    and with one rank on top nothing is gained at all. Raises HomodistilError for an unknown name.
+    """
+    if asked not in PLACEMENTS:
+        raise HomodistilError(
+            "CFG-PLACEMENT", f"--teacher_placement {asked} is not known", did_you_mean(asked, PLACEMENTS)
+        )
+    if asked != "auto":
+        return asked
+    room = COMFORTABLE * available_bytes - student_bytes
+    if teacher_bytes <= room:
+        return "replicated"
+    if world_size > 1 and (teacher_bytes / world_size <= room or not on_gpu):
+        return "zero3"
+    return "cpu_offload" if on_gpu else "replicated"
+
+
+def explain(
+    asked: str,
+    chosen: str,
+    teacher_bytes: int,
+    student_bytes: int,
+    available_bytes: int,
+    world_size: int,
+    on_gpu: bool,
+) -> str:
+    """One line for the log: what was chosen, and the sizes behind it."""
+    own = teacher_bytes // (1 if chosen == "replicated" else world_size)
+    if chosen == "cpu_offload" and on_gpu:
+        own = 0
+    sizes = (teacher_bytes, own, student_bytes, available_bytes)
+    whole, here, student, free = (f"{size / 2**20:,.0f} MiB" for size in sizes)
+    text = f"teacher placement: {chosen}{'' if asked == 'auto' else ', as asked'}. A rank may use {free}; the teacher "
+    text += f"takes {here} of it ({whole} as a whole), the student about {student} and its activations"
+    return text if own + student_bytes <= COMFORTABLE * available_bytes else f"{text}. This may not fit"
+
+
+def teacher_config(placement: str, ds_config: dict[str, Any], largest: int) -> dict[str, Any]:
+    """The DeepSpeed configuration of a sharded teacher, in the precision of `ds_config`.
+
+    `largest` is the number of entries of its largest parameter: that one must be gathered anyway, so as much may be
+    fetched ahead. Autocast marks no module: those marked would gather tied embeddings in low precision.
+    """
+    zero: dict[str, Any] = {
+        "stage": 3,
+        "stage3_prefetch_bucket_size": largest,
+        "stage3_max_live_parameters": 2 * largest,
+        "stage3_max_reuse_distance": 0,
+        "memory_efficient_linear": False,  # else torch's linear is replaced for the whole process, student included
+    }
+    small = "stage3_param_persistence_threshold"  # parameters up to this size stay gathered once they are
+    if small in ds_config.get("zero_optimization", {}):
+        zero[small] = ds_config["zero_optimization"][small]
+    if placement == "cpu_offload":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    precision = {key: ds_config[key] for key in PRECISION_KEYS if key in ds_config}
+    if "torch_autocast" in precision:
+        precision["torch_autocast"] = precision["torch_autocast"] | {"lower_precision_safe_modules": []}
+    return {"train_micro_batch_size_per_gpu": 1, "steps_per_print": 10**9, "zero_optimization": zero} | precision
+
+
+def sharded(build: Callable[[], Module], ds_config: dict[str, Any]) -> Module:
+    """Run `build` so that each parameter is cut into shards as soon as its own module stands. All ranks call it.
+
+    What `build` puts into the parameters does not matter: fill the module next. `ds_config` is that of the engine it
+    is for, at stage 3; it decides the number format and the device of the shards.
+    """
+    memory.return_freed()
+    # The format comes from the configuration: DeepSpeed 0.19 takes dtype= for bf16 on machines without fp16.
+    with deepspeed.zero.Init(config_dict_or_path=ds_config):
+        return build()
+
+
+@torch.no_grad()
+def fill(module: nn.Module, read: Read) -> None:
+    """Copy every parameter and saved buffer from `read`, of a sharded parameter this rank's own slice alone.
+
+    Call it before deepspeed.initialize, while nothing is gathered. Tied parameters are read once, by their first name.
+    """
+    parameters = dict(module.named_parameters())
+    for name, parameter in parameters.items():
+        own, start, count = _own_slice(parameter)
+        _copy(own, name, start, count, read)
+        own[count:] = 0  # padding of the last shards
+    saved = module.state_dict()
+    for name, buffer in module.named_buffers():
+        if name in saved:
+            _copy(buffer.view(-1), name, 0, buffer.numel(), read)
+
+
+def _own_slice(parameter: Any) -> tuple[torch.Tensor, int, int]:
+    """What this rank holds of a parameter, as a flat tensor, and which run of its entries that is."""
+    if not hasattr(parameter, "ds_id"):
+        return parameter.data.view(-1), 0, parameter.numel()
+    assert parameter.numel() == 0, "fill before anything is gathered"
+    return parameter.ds_tensor, *partition(parameter)
+
+
+def _copy(own: torch.Tensor, name: str, start: int, count: int, read: Read) -> None:
+    for first in range(0, count, RUN):
+        length = min(RUN, count - first)
+        own.narrow(0, first, length).copy_(read(name, start + first, length))
+
+
+def serve(module: nn.Module, placement: str, ds_config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
+    """The frozen module as the loop calls it: itself on this rank's device, or a DeepSpeed engine around its shards.
+
+    The engine has no optimizer; each forward gathers one submodule after the other, so all ranks must call it.
+    """
+    if placement == "replicated":
+        return module.to(ranks.device(), dtype)
+    engine, *_ = deepspeed.initialize(model=module, config=ds_config)
+    return engine

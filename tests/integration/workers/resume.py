@@ -1,0 +1,53 @@
+"""Runs of the method one after another in one process group, new or from a checkpoint; only their end is replaced."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from homodistil_ds.config import RunConfig, from_dict
+from homodistil_ds.machine import Machine
+from homodistil_ds.methods import homodistil
+from homodistil_ds.methods.setting import Setting
+from homodistil_ds.runtime import ds_config, engine, ranks
+from homodistil_ds.runtime.shards import full_weights
+from homodistil_ds.stage import Stage
+
+ended: dict[str, Any] = {}
+
+
+def note_the_end(setting: Setting, stage: Stage) -> None:
+    digest = hashlib.sha256()
+    for name, weight in sorted(full_weights(stage.engine).items()):
+        digest.update(name.encode() + weight.numpy().tobytes())
+    ended.update(weights=digest.hexdigest(), history=stage.history, masks=stage.pruner.masks.digest())
+    ended.update(scores={name: values.tolist() for name, values in stage.pruner.importance.values().items()})
+    setting.monitor.close()
+    engine.dispose(stage.engine)
+
+
+def main() -> None:
+    settings = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    out, results = Path(settings["out"]), {}
+    homodistil.finish = note_the_end
+    engine.prepare_op_folder()
+    ranks.start()
+    for name, case in settings["cases"].items():
+        machine = out / f"{name}.json"
+        if ranks.rank() == 0:
+            machine.write_text(json.dumps(case["machine"]), encoding="utf-8")
+        ranks.everyone(None)
+        config: RunConfig = from_dict(RunConfig, settings["config"] | {"output_dir": str(out / name)}, "the test")
+        start = Machine(ds_config=ds_config.read(machine), resume=case.get("resume", "never"))
+        homodistil.run(config, start, "python tests")
+        results[name] = dict(ended)
+    if ranks.rank() == 0:
+        (out / "result.json").write_text(json.dumps(results), encoding="utf-8")
+    ranks.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Runs on a task one after another in one process group; a case may be asked to stop, and then goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from homodistil_ds.config import RunConfig, from_dict
+from homodistil_ds.errors import HomodistilError
+from homodistil_ds.machine import Machine
+from homodistil_ds.methods import method
+from homodistil_ds.runtime import engine, guard, ranks
+
+
+def run(config: RunConfig, machine: dict[str, Any], stop_after: int | None, resume: str) -> bool:
+    """Whether it ran to its end; `stop_after` counts the looks for a reason to stop, one per step and stage."""
+    looks = 0
+
+    def reason() -> str | None:
+        nonlocal looks
+        looks += 1
+        return "the test asks" if looks == stop_after else None
+
+    guard.reason = reason
+    try:
+        method(config.method)(config, Machine(ds_config=machine, resume=resume), "python tests")
+    except HomodistilError as error:
+        if error.error_id != "STOP-SIGNAL":
+            raise
+        return False
+    return True
+
+
+def facts(run_dir: Path) -> dict[str, Any]:
+    report = json.loads((run_dir / "report.json").read_text(encoding="utf-8"))
+    weights = (run_dir / "student" / "model.safetensors").read_bytes()
+    kept = {name: report[name] for name in ("metrics", "teacher_metrics", "history", "world_size", "zero_stage")}
+    return {**kept, "weights": hashlib.sha256(weights).hexdigest()}
+
+
+def main() -> None:
+    settings = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    out, results = Path(settings["out"]), {}
+    engine.prepare_op_folder()
+    ranks.start()
+    for name, case in settings["cases"].items():
+        run_dir = out / name
+        values = settings["config"] | case.get("config", {}) | {"output_dir": str(run_dir)}
+        config: RunConfig = from_dict(RunConfig, values, "the test")
+        stops = case.get("stops", [])
+        for place, stop_after in enumerate([*stops, None]):
+            ended = run(config, case["machine"], stop_after, "auto" if place else "never")
+            assert ended == (stop_after is None), (name, stop_after)
+            ranks.everyone(None)
+        results[name] = {"student": facts(run_dir)}
+        if (run_dir / "teacher").exists():
+            results[name]["teacher"] = facts(run_dir / "teacher")
+    if ranks.rank() == 0:
+        (out / "result.json").write_text(json.dumps(results), encoding="utf-8")
+    ranks.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""A shallower student has exactly the teacher's layers that it should."""
+
+import pytest
+import torch
+from family_models import VARIANTS, tiny_model
+
+from homodistil_ds.errors import HomodistilError
+from homodistil_ds.models.depth import from_layers, layer_map, outline_of, shallower
+from homodistil_ds.models.families import plan_for
+from homodistil_ds.models.pieces import reader_of, unfilled
+from homodistil_ds.models.width import count
+from homodistil_ds.runtime.placement import fill
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "which", "layers"),
+    [
+        (12, 6, "uniform", (1, 3, 5, 7, 9, 11)),
+        (12, 4, "uniform", (2, 5, 8, 11)),
+        (6, 4, "uniform", (0, 2, 3, 5)),
+        (6, 1, "uniform", (5,)),
+        (6, 3, "first", (0, 1, 2)),
+        (6, None, "uniform", (0, 1, 2, 3, 4, 5)),
+    ],
+)
+def test_layers(teacher: int, student: int | None, which: str, layers: tuple[int, ...]) -> None:
+    assert layer_map(teacher, student, which) == layers
+
+
+@pytest.mark.parametrize("student", [0, 7])
+def test_a_depth_that_cannot_be_is_refused(student: int) -> None:
+    with pytest.raises(HomodistilError, match="num_hidden_layers"):
+        layer_map(6, student, "uniform")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.no_grad()
+def test_a_shallower_student_computes_what_the_teacher_without_the_other_layers_computes(variant: str) -> None:
+    teacher = tiny_model(variant)
+    plan, layers = plan_for(teacher.config), (1,)
+    student = unfilled(outline_of(teacher, plan, layers))
+    fill(student, from_layers(reader_of(teacher), plan, layers))
+    assert sum(p.numel() for p in student.parameters()) == count(shallower(plan, layers), plan.full).with_head
+    ids = torch.randint(5, 185, (2, 9), generator=torch.Generator().manual_seed(0))
+    base = teacher.base_model
+    stack = getattr(base, "encoder", getattr(base, "transformer", base))
+    name = "layer" if hasattr(stack, "layer") else "layers"
+    setattr(stack, name, torch.nn.ModuleList([getattr(stack, name)[1]]))
+    for index, layer in enumerate(getattr(stack, name)):  # caches of decoders count layers
+        if hasattr(layer, "self_attn"):
+            layer.self_attn.layer_idx = index
+    teacher.config.num_hidden_layers = 1
+    torch.testing.assert_close(student(ids).logits, teacher(ids).logits)

@@ -1,0 +1,29 @@
+"""The reason of the last end, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from homodistil_ds.runtime.exit_reason import FILE_NAME, write_exit_reason
+
+
+def test_the_last_reason_stands_alone_in_the_folder(tmp_path: Path) -> None:
+    write_exit_reason(tmp_path, 7, "DIST-HANG", "no progress", 1, 41, "step-40")
+    write_exit_reason(tmp_path, 75, "STOP-SIGNAL", "SIGTERM", 0, None, None)
+    assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
+    assert json.loads((tmp_path / FILE_NAME).read_text(encoding="utf-8")) == {
+        "code": 75,
+        "id": "STOP-SIGNAL",
+        "what": "SIGTERM",
+        "rank": 0,
+        "step": None,
+        "checkpoint": None,
+    }
+
+
+def test_what_cannot_be_written_is_passed_over_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    write_exit_reason(tmp_path / "missing", 7, "DIST-HANG", "what", 0, 1, None)
+    (tmp_path / FILE_NAME).mkdir()
+    write_exit_reason(tmp_path, 7, "DIST-HANG", "what", 0, 1, None)
+    assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
