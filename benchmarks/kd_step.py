@@ -28,6 +28,7 @@ from homodistil_ds.distillation.objective import Objective
 from homodistil_ds.models import families, loading, norms
 from homodistil_ds.models.forward import Read, Student, forward
 from homodistil_ds.pruning.masks import Masks
+from homodistil_ds.runtime import shards
 
 NOISE_LIMIT = 0.05  # coefficient of variation of an arm's steps above which its block is flagged
 RATIOS = (  # title, arm over arm, goal
@@ -87,7 +88,7 @@ def new_setup(options: Options, masked: bool) -> Setup:
         if masked:
             half = families.target_widths(plan, options.hidden // 2, options.ffn // 2, options.heads // 2)
             masks.narrow({group: torch.rand(size) for group, size in plan.groups().items()}, half)
-            masks.apply((), student.named_parameters())
+            masks.apply(shards.whole(student.named_parameters()))
             norms.keep(student, masks.kept["hidden"])
     return Setup(teacher, student, torch.optim.AdamW(student.parameters(), lr=1e-4, fused=True), masks.head_origins())
 
@@ -97,11 +98,13 @@ def ours(**weights: float) -> Loss:
     objective = Objective(LossConfig(**weights), with_teacher=True)
 
     def loss(setup: Setup, batch: Batch) -> torch.Tensor:
-        inputs = batch.input_ids, batch.positions, objective.student_reads()
+        reads = objective.student_reads()
         with torch.no_grad():
-            shown = forward(setup.teacher, setup.student.family, *inputs)
+            shown = forward(setup.teacher, setup.student.family, *batch.shown, reads)
         heads: dict[str, Any] = {"student_heads": setup.heads, "head_origins": setup.heads}
-        return objective(Inputs(student=setup.student(*inputs), teacher=shown, labels=batch.labels, **heads))[0]
+        return objective(
+            Inputs(student=setup.student(*batch.shown, reads=reads), teacher=shown, labels=batch.labels, **heads)
+        )[0]
 
     return loss
 
