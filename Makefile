@@ -1,4 +1,4 @@
-# make demo | test | check | tensorboard: each does its own set-up on a fresh machine.
+# make demo | test | check | doctor | tensorboard: each does its own set-up on a fresh machine.
 # TORCH_INDEX: a package index to take torch from, e.g. PyTorch's CPU or CUDA index; empty for pip's own settings.
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -8,10 +8,14 @@ BIN := $(VENV)/bin
 # One process per GPU; two on a machine without.
 RANKS ?= $(shell n=$$(nvidia-smi -L 2>/dev/null | grep -c GPU); echo $$(( n > 0 ? n : 2 )))
 DEMO_DIR ?= runs/demo
+# make tensorboard: what to show and where; LOGIN=user@host of a login node to jump over.
+RUNS ?= runs
+PORT ?= 6006
+LOGIN ?=
 # As many threads as each rank's share of the cores: more only get in each other's way.
 THREADS ?= $(shell n=$$(( $$(getconf _NPROCESSORS_ONLN) / $(RANKS) )); echo $$(( n > 0 ? n : 1 )))
 
-.PHONY: demo test check tensorboard format clean
+.PHONY: demo test check doctor tensorboard format clean
 demo: $(VENV)/.installed
 	@if [ -e $(DEMO_DIR) ]; then rm -rf $(DEMO_DIR).old && mv $(DEMO_DIR) $(DEMO_DIR).old; fi
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/torchrun --standalone --nproc_per_node $(RANKS) \
@@ -24,14 +28,20 @@ check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck -x slurm/*.sh tests/slurm/*.sh
 	$(BIN)/python -m pytest tests/test_imports.py
+
+doctor: $(VENV)/.installed
+	$(BIN)/python tools/doctor.py
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 tensorboard: $(VENV)/.installed
-	$(BIN)/tensorboard --logdir runs --host 127.0.0.1 --port 6006
+	@echo "From your own machine: ssh $(if $(LOGIN),-J $(LOGIN) )-L $(PORT):127.0.0.1:$(PORT) $$(id -un)@$$(hostname)"
+	@echo "then open http://127.0.0.1:$(PORT); for a node behind a login node add LOGIN=user@login to this command."
+	$(BIN)/tensorboard --logdir $(RUNS) --host 127.0.0.1 --port $(PORT)
 
 # torch first: DeepSpeed then builds against it, and no newer one is drawn in.
 $(VENV)/.installed: pyproject.toml constraints.txt
