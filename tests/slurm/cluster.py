@@ -18,6 +18,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,7 +56,7 @@ ReturnToService=2
 JobRequeue=1
 KillWait=12
 MinJobAge=3600
-SlurmdTimeout=8
+SlurmdTimeout=15
 MessageTimeout=5
 TCPTimeout=2
 BatchStartTimeout=10
@@ -88,6 +89,8 @@ class Cluster:
     shared: Sequence[Path] = ()
     tag: str = field(default_factory=lambda: f"ht{secrets.token_hex(2)}")
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    # What is bound to its parent dies with the *thread* that started it, and tests start nodes from threads that end.
+    starter: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
     @property
     def names(self) -> list[str]:
@@ -110,11 +113,12 @@ class Cluster:
                                 f"hostname control; exec slurmctld -D -f {self.folder}/slurm.conf"])  # fmt: skip
         for node in self.names:
             self.boot(node)
-        self.wait_until(lambda: self._idle() == self.nodes, "all nodes to be idle", 40)
+        self.wait_until(lambda: self._states() == {"idle"}, "all nodes to be idle", 60)
 
     def down(self) -> None:
         for name in reversed(list(self.processes)):
             self._end(name)
+        self.starter.shutdown()
         listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False).stdout
         for space in re.findall(rf"^{self.tag}-\S+", listed, re.MULTILINE):
             subprocess.run(["ip", "netns", "delete", space], check=False)
@@ -176,9 +180,12 @@ class Cluster:
         with (self.folder / "log" / f"{name}.out").open("ab") as log:
             # A test run that is killed takes its daemons with it.
             bound = ["setpriv", "--pdeathsig", "KILL", *command]
-            self.processes[name] = subprocess.Popen(
-                bound, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+            started = self.starter.submit(
+                lambda: subprocess.Popen(
+                    bound, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+                )
             )
+            self.processes[name] = started.result()
 
     def _end(self, name: str) -> None:
         process = self.processes.pop(name)
@@ -196,7 +203,8 @@ class Cluster:
     # --- what happens to nodes ----------------------------------------------------------------------------------
 
     def boot(self, node: str) -> None:
-        """Switch a node on. A shell stays its first process, to collect the orphans that slurmd would not."""
+        """Start a node, which then joins the cluster; a shell stays its first process, to collect the
+        orphans that slurmd would not."""
         own = self.folder / "tmp" / node
         own.mkdir(exist_ok=True)
         script = [f"hostname {node}", "mount -t tmpfs tmpfs /dev/shm", f"mount -t tmpfs -o mode=1777 tmpfs {own}"]
@@ -212,12 +220,18 @@ class Cluster:
         """As by a power failure: slurmd and all processes of jobs are gone at once."""
         self._end(node)
 
+    def switch_on(self, node: str) -> None:
+        """Until Slurm would give it to a job."""
+        self.boot(node)
+        self.wait_until(lambda: self._states(node) <= {"idle", "mix", "alloc"}, f"{node} to join", 60)
+
     def cut(self, node: str) -> None:
         """Take the network link away; processes on the node go on."""
         ip("-n", self.space("control"), "link", "set", node, "down")
 
     def heal(self, node: str) -> None:
         ip("-n", self.space("control"), "link", "set", node, "up")
+        self.wait_until(lambda: self._states(node) <= {"idle", "mix", "alloc"}, f"{node} to come back", 60)
 
     def on(self, node: str, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command inside a node."""
@@ -247,7 +261,7 @@ class Cluster:
     def state(self, job: str) -> str:
         return self.facts(job).get("JobState", "UNKNOWN")
 
-    def wait_for_end(self, job: str, seconds: float = 240) -> dict[str, str]:
+    def wait_for_end(self, job: str, seconds: float = 480) -> dict[str, str]:
         """The facts of a job that has ended and will not come back."""
         self.wait_until(lambda: self.state(job) in OVER, f"job {job} to end", seconds)
         time.sleep(0.5)  # a node failure is an end for a moment, then Slurm requeues
@@ -255,17 +269,19 @@ class Cluster:
             return self.wait_for_end(job, seconds)
         return self.facts(job)
 
-    def wait_until(self, true: Callable[[], object], what: str, seconds: float = 120) -> None:
+    def wait_until(self, true: Callable[[], object], what: str, seconds: float = 300) -> None:
         deadline = time.monotonic() + seconds
         while not true():
             if time.monotonic() > deadline:
                 raise TimeoutError(f"waited {seconds:.0f} s for {what}\n{self._logs()}")
             time.sleep(0.1)
 
-    def _idle(self) -> int:
+    def _states(self, *nodes: str) -> set[str]:
+        """Of nodes, as sinfo prints them: `idle*` does not answer."""
         with contextlib.suppress(RuntimeError):
-            return self.do("sinfo", "-h", "-N", "-p", "usual", "-o", "%t").split().count("idle")
-        return 0
+            asked = ("-n", ",".join(nodes or self.names), "-p", "usual")
+            return set(self.do("sinfo", "-h", "-N", *asked, "-o", "%t").split())
+        return {"unknown"}
 
     def _logs(self) -> str:
         parts = []

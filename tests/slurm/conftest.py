@@ -81,7 +81,7 @@ class Job:
     def tell(self, *command: str) -> None:
         self.cluster.do(*command, self.number)
 
-    def end(self, seconds: float = 240) -> dict[str, str]:
+    def end(self, seconds: float = 480) -> dict[str, str]:
         facts = self.cluster.wait_for_end(self.number, seconds)
         return {"state": facts["JobState"], "code": facts["ExitCode"].split(":")[0], "restarts": facts["Restarts"]}
 

@@ -142,7 +142,7 @@ def node_fails(bench: Bench) -> Job:
     try:
         job.succeeded()
     finally:
-        bench.cluster.boot("node2")
+        bench.cluster.switch_on("node2")
     return job
 
 
