@@ -10,6 +10,7 @@ OUTPUT/start (vocabulary cut, identity head), OUTPUT/corrected/student, OUTPUT/e
 import argparse
 import collections
 import logging
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,7 @@ def main() -> None:
     flags.add_argument("--vocabulary", type=int, default=8192, help="frequent pieces kept, besides single characters")
     flags.add_argument("--correction_steps", type=int, default=2000)
     flags.add_argument("--distillation_steps", type=int, default=500)
-    flags.add_argument("--launcher", nargs="+", default=[sys.executable], help="what runs train.py")
+    flags.add_argument("--launcher", type=shlex.split, default=[sys.executable], help="what runs train.py, in quotes")
     flags.add_argument("--deepspeed_config", type=Path, default=ROOT / "ds_configs" / "zero2.json")
     given = flags.parse_args()
 
