@@ -118,7 +118,7 @@ def choose(
 ) -> dict[str, torch.Tensor]:
     """The most valuable of the neurons `among` [N bool], down to `widths`; ties go to the lower index.
 
-    Heads leave first, then `qk` and `vo` neurons inside each kept head; a head's value is the sum of its entries.
+    Heads leave first, then `qk` and `vo` neurons inside each kept head; a head is worth the sum of those it still has.
     """
     chosen = {"hidden": top(values["hidden"], among["hidden"], widths.hidden)}
     for layer in range(plan.layers):
@@ -135,7 +135,9 @@ def _choose_in_heads(
     plan: WidthPlan, values: Mapping[str, torch.Tensor], among: Mapping[str, torch.Tensor], widths: Widths, layer: int
 ) -> dict[str, torch.Tensor]:
     head_size, halves = plan.full.head_size, (f"qk.{layer}", f"vo.{layer}")
-    worth = torch.stack([values[group].view(-1, head_size).sum(1) for group in halves]).sum(0)
+    # What is masked still has a fading average until a cut removes it: it must not speak for its head.
+    kept = [values[group].masked_fill(~among[group], 0.0) for group in halves]
+    worth = torch.stack([value.view(-1, head_size).sum(1) for value in kept]).sum(0)
     heads = top(worth, heads_in(plan, among, layer), widths.heads)
     chosen = {}
     for group in halves:

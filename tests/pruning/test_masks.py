@@ -82,6 +82,21 @@ def test_heads_leave_first_by_the_sum_of_their_entries_and_then_neurons_inside_e
     assert masks.indices()["vo.0"].tolist() == [0, 1, 16, 23, 24, 31]
 
 
+def test_a_masked_neuron_does_not_speak_for_its_head_whether_it_was_cut_or_not(plan: WidthPlan) -> None:
+    """Its average only fades, so in a run without cuts it is still there when heads are chosen."""
+    masked, cut = narrowed(plan, STAIRS[1]), narrowed(plan, STAIRS[1])
+    cut.remove(cut.staying(STAIRS[1]))
+    values = random_values(plan, 1)
+    loser = int(torch.stack([values[f"{half}.0"].view(4, 8).sum(1) for half in ("qk", "vo")]).sum(0).argmin())
+    for half in ("qk.0", "vo.0"):
+        dead = ~masked.kept[half] & (torch.arange(32) // 8 == loser)
+        values[half] = torch.where(dead, 100.0, values[half])
+    masked.narrow(values, STAIRS[2])
+    cut.narrow({group: value[cut.present[group]] for group, value in values.items()}, STAIRS[2])
+    assert masked.digest() == cut.digest()
+    assert loser not in masked.head_origins()[0]
+
+
 @pytest.mark.parametrize("widths", STAIRS)
 def test_every_layer_has_the_same_heads_in_qk_and_vo_and_the_same_neurons_per_head(
     plan: WidthPlan, widths: Widths
