@@ -282,6 +282,16 @@ def kill_at_the_end(chain: Chain, job: Job) -> None:
     kill_a_rank(lambda *_: None, chain, job)
 
 
+def stop_at_the_end(chain: Chain, job: Job) -> None:
+    """While no loop looks for signals any more."""
+    chain.wait_for_start(job)
+    job.wait_until(lambda: COMPLETE in job.text(), "the end")
+    time.sleep(chain.random.uniform(0, 1))
+    for process in job.ranks().values():
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+
+
 def kills(count: int, seed: int) -> list[Fault]:
     waits = {
         "kill -9 a rank, any instant": at_random,
@@ -664,7 +674,14 @@ def queues(short: bool, tries: int, seed: int, may_mount: bool) -> dict[str, tup
         "points": (commit_points(2), 12),
         "damage": (worn, 9),
         "rest": (rest, 6),
-        "end": ([Fault("kill -9 a rank while the student is saved", kill_at_the_end)] * 2, 2),
+        "end": (
+            [
+                Fault("kill -9 a rank while the student is saved", kill_at_the_end),
+                Fault("SIGTERM while the student is saved", stop_at_the_end, error="STOP-SIGNAL", most_lost=0),
+            ]
+            * 2,
+            4,
+        ),
         "more-kills": (instants[2 * tries // 3 :], 12),
     }
 

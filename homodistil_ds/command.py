@@ -16,7 +16,7 @@ from pathlib import Path
 import tyro
 
 from homodistil_ds.config import RunConfig, load_run_config
-from homodistil_ds.errors import HomodistilError, did_you_mean
+from homodistil_ds.errors import EXIT_CODES, HomodistilError, did_you_mean
 from homodistil_ds.machine import PLACEMENTS, Machine
 from homodistil_ds.presets import PRESETS
 from homodistil_ds.runtime import console, ds_config, exit_reason, guard, launch
@@ -69,9 +69,13 @@ def to_the_end(run: Callable[[], None], debug: bool) -> int:
             console.call_out(error.block())
         else:
             console.note(error.block())
-        if not first:
+        if not first and error.error_id != "STOP-SIGNAL":  # which rank 0 has been told as well
             let_rank_0_speak()
         return error.exit_code
+    except SystemExit as left:
+        if first and left.code == EXIT_CODES["STOP"]:
+            exit_reason.tell_launcher(EXIT_CODES["STOP"], "STOP-SIGNAL", "stopped by a signal while starting")
+        raise
     if first:
         exit_reason.tell_launcher(0, "DONE", "the run is complete")
     return 0

@@ -44,7 +44,7 @@ class Stage:
     pruned has `fixed_widths` and `head_origins`: per layer, the teacher's head behind each of its own; a pruned
     student's come from its masks. `layer_map` names the teacher's layer behind each of a shallower student's.
     `measure(student, teacher)` gives the figures of what is not trained on. `loop_seconds` and `loop_cpu_seconds` are
-    what `run` took on this rank, `measured_cpu_seconds` the part of it that `evaluate` took.
+    what `run` took on this rank (`methods.running` notes it), `measured_cpu_seconds` the part that `evaluate` took.
     """
 
     config: RunConfig
@@ -132,6 +132,7 @@ class Stage:
             if self.pruner and self.engine.is_gradient_accumulation_boundary():
                 score = self.pruner.score(self.engine, step)
             moved = take_step(self.engine)
+            self.watchdog.beat(step)
         return terms, score, moved
 
     def backward(
@@ -169,6 +170,7 @@ class Stage:
         self.batches = self.batches.split_by(self.engine.train_micro_batch_size_per_gpu())
         seconds = time.perf_counter() - started
         self.monitor.scalars(step, {"pruning/cut_s": seconds})
+        self.watchdog.beat(step)
         stage = self.engine.zero_optimization_stage()
         self.monitor.line(f"cut at step {step}: {before} to {widths}, ZeRO stage {stage}, {seconds:.1f} s")
 

@@ -63,6 +63,10 @@ def run_method(config: RunConfig, machine: Machine, command: str) -> None:
             with contextlib.suppress(RuntimeError):
                 ranks.everyone(None)
         raise
+    except SystemExit as left:
+        stopped = _stopped(run_dir)
+        _leave_reason(run_dir, stopped)
+        raise stopped from left
     except Exception as error:
         known = _lost_rank(run_dir, error) if ranks.lost(error) else None
         _leave_reason(run_dir, known or error)
@@ -80,6 +84,17 @@ def _leave_reason(run_dir: Path, error: Exception) -> None:
     if (lost or claim.is_held(run_dir)) and not (lost and (run_dir / FILE_NAME).exists()):
         last = checkpoint.newest_name(run_dir / "checkpoints")
         write_exit_reason(run_dir, code, name, what, ranks.rank(), None, last)
+
+
+def _stopped(run_dir: Path) -> HomodistilError:
+    """By a signal while no loop looks for one."""
+    last = checkpoint.newest_name(run_dir / "checkpoints")
+    return HomodistilError(
+        "STOP-SIGNAL",
+        "stopped by a signal before the first step or after the last one",
+        "Go on with the same command and --resume auto." if last else "Start the same command again.",
+        f"The last checkpoint is {run_dir / 'checkpoints' / last}." if last else "No checkpoint was written.",
+    )
 
 
 def _lost_rank(run_dir: Path, error: Exception) -> HomodistilError:

@@ -68,7 +68,7 @@ def plain_student(setting: Setting, stage: Stage) -> tuple[PreTrainedModel, dict
     model = empty_model(stage.engine.module.model, stage.plan, masks.physical() if masks else stage.widths())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(weights[TRAINED_PREFIX + name])
+            parameter.copy_(weights.pop(TRAINED_PREFIX + name))  # not twice in memory: at a large student it counts
     if masks is None:
         return model.eval(), None
     kept = {

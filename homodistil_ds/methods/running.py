@@ -54,6 +54,7 @@ def train(run: Run, stage: Stage) -> None:
     wall, cpu = time.perf_counter(), time.process_time()
     with stage.watchdog:
         stage.run()
+    guard.act_at_once()  # the last checkpoint is written, and what follows can be done again
     stage.loop_seconds, stage.loop_cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
 
 

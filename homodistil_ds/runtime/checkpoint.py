@@ -132,7 +132,7 @@ def _explained(folder: Path, step: int) -> Iterator[None]:
     except HomodistilError as error:
         if error.error_id == "DIST-SUPERSEDED":
             raise
-        before = newest_name(folder)
+        before = next((path.name for path in newest_first(folder) if int(path.name[5:]) < step), None)
         raise HomodistilError(
             "CKPT-SAVE",
             f"checkpoint of step {step} in {folder}: {error.what}",
@@ -186,11 +186,21 @@ def _commit(staging: Path, final: Path, files: dict[str, Any]) -> None:
         final.rename(_free_name(final))
     staging.rename(final)
     _sync(final.parent)
+    # The checkpoint is there and will be found without it; a disk that is full now is told by the next save.
+    with contextlib.suppress(OSError):
+        _point_at(final)
+
+
+def _point_at(final: Path) -> None:
     unfinished = final.parent / ".latest"
-    unfinished.write_text(final.name, encoding="utf-8")
-    _sync(unfinished)
-    unfinished.replace(final.parent / "latest")
-    _sync(final.parent)
+    try:
+        unfinished.write_text(final.name, encoding="utf-8")
+        _sync(unfinished)
+        unfinished.replace(final.parent / "latest")
+        _sync(final.parent)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 def _drop_older(folder: Path, final: Path, keep: int) -> None:

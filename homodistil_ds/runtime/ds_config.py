@@ -39,6 +39,15 @@ REFUSED_KEYS = {
     "data_efficiency": "The data order is a pure function of --seed; this block is not used.",
 }
 
+# Nested keys that may only have the value that training counts on: (block, key) -> value, and what else would happen.
+FIXED = {
+    ("bf16", "check_grad_overflow"): (True, "A gradient that is not finite would reach the weights."),
+    ("bf16", "immediate_grad_update"): (False, "Gradients would be scored before they are reduced."),
+    ("bf16", "bf16_master_weights_and_grads"): (False, "Masters would lose the small updates they exist for."),
+    ("bf16", "bf16_optimizer_states"): (False, "Checkpoints and cuts carry moments in float32."),
+    ("fp16", "fp16_master_weights_and_grads"): (False, "Masters would lose the small updates they exist for."),
+    ("zero_optimization", "compute_grad_norm"): (True, "A gradient that is not finite would reach the weights."),
+}
 
 HALF = ("float16", "torch.float16", "fp16", "half", "torch.half")  # as torch_autocast.dtype may spell it
 
@@ -82,6 +91,7 @@ def read(path: Path) -> dict[str, Any]:
             f"{path}: key 'data_types'",
             "Gradients are scored in the precision they are reduced in: leave it out.",
         )
+    _check_fixed(values, path)
     _check_offload(values, path)
     if precision(values) == "autocast" and values["torch_autocast"].get("dtype") in HALF:
         raise HomodistilError(
@@ -95,6 +105,14 @@ def read(path: Path) -> dict[str, Any]:
             "higher, or float32 at stage 0.",
         )
     return values
+
+
+def _check_fixed(values: dict[str, Any], path: Path) -> None:
+    for (block, key), (value, why) in FIXED.items():
+        for name in (block, "bfloat16") if block == "bf16" else (block,):
+            given = values.get(name, {}).get(key, value)
+            if given != value:
+                raise HomodistilError("CFG-REFUSED-KEY", f"{path}: {name}.{key} is {given!r}", f"{why} Leave it out.")
 
 
 def _check_offload(values: dict[str, Any], path: Path) -> None:

@@ -75,6 +75,14 @@ def defer() -> None:
     _leave_at_once = False
 
 
+def act_at_once() -> None:
+    """A signal ends this process, with the code of a stop; one that was only noted does so now."""
+    global _leave_at_once
+    if _signal is not None:
+        raise SystemExit(EXIT_CODES["STOP"])
+    _leave_at_once = True
+
+
 def leaves_at_once() -> bool:
     """Whether a signal would end this process now, because no loop looks at it yet."""
     return _leave_at_once
@@ -91,7 +99,7 @@ def watch(*run_dirs: Path) -> None:
 
 def _note(number: int, frame: FrameType | None) -> None:
     if _leave_at_once:
-        raise SystemExit(EXIT_CODES["STOP"])
+        raise SystemExit(EXIT_CODES["STOP"])  # no Exception, which many places catch
     # Only this: a signal, or a second one, must never break into a checkpoint that is being written.
     global _signal
     _signal = _signal or signal.Signals(number).name

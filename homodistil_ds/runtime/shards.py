@@ -104,6 +104,8 @@ def scored_shards(engine: deepspeed.DeepSpeedEngine) -> Iterator[Shard]:
     holds everything, each takes an equal run of each parameter.
     """
     scale = loss_scale(engine)
+    if wait := getattr(engine.optimizer, "_wait_for_offload_copies", None):
+        wait()  # offloaded gradients travel to host memory while the backward pass goes on
     for place in places(engine, once=True):
         gradient = _gradient(engine, place)
         if gradient is None:

@@ -26,7 +26,7 @@ class Watchdog:
 
     `on_hang(error, step)` runs in the watchdog's thread just before the end. `kept` is the line on earlier work in the
     error's block; the loop sets it after each checkpoint. An orphaned rank, whose peers may be dead, gets at most
-    ORPHAN_LIMIT_SECONDS until `agreed` has been called.
+    ORPHAN_LIMIT_SECONDS, or three times the longest silence so far, until `agreed` has been called.
     """
 
     def __init__(self, limit_seconds: float, rank: int, on_hang: Callable[[HomodistilError, int], None]) -> None:
@@ -61,16 +61,19 @@ class Watchdog:
         self._agreed = True
 
     def _watch(self) -> None:
-        seen, silent, orphaned = -1, 0.0, False
+        seen, silent, longest, orphaned = -1, 0.0, 0.0, False
         tick = min(TICK_SECONDS, self._limit_seconds / 4)
         while not self._ended.wait(tick):
             gone = guard.gone_launcher() is not None
             # Ticks are counted, no clock is read: a job that was suspended as a whole is not hung when it wakes.
             silent += tick
             if self._beats != seen or gone != orphaned:
+                longest = max(longest, silent)
                 seen, silent, orphaned = self._beats, 0.0, gone
-            short = orphaned and not self._agreed
-            if silent >= (min(self._limit_seconds, ORPHAN_LIMIT_SECONDS) if short else self._limit_seconds):
+            limit = self._limit_seconds
+            if orphaned and not self._agreed:
+                limit = min(limit, max(ORPHAN_LIMIT_SECONDS, 3 * longest))
+            if silent >= limit:
                 self._end(silent)
 
     def _end(self, silent: float) -> None:

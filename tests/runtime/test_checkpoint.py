@@ -169,6 +169,23 @@ def test_a_failed_save_leaves_what_was_there(folder: Path, monkeypatch: pytest.M
     assert checkpoint.problem_of(save(folder, 8)) is None
 
 
+def test_a_checkpoint_in_its_place_counts_though_latest_could_not_be_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = checkpoint._sync
+
+    def fails(path: Path) -> None:
+        if path.name == ".latest":
+            raise OSError(28, os.strerror(28))
+        sync(path)
+
+    monkeypatch.setattr(checkpoint, "_sync", fails)
+    assert save(folder, 8) == folder / "step-8"
+    assert taken(folder)[0].step == 8
+    assert (folder / "latest").read_text() == "step-6"
+    assert not (folder / ".latest").exists()
+
+
 def test_a_full_disk_is_seen_before_anything_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10})())
     with pytest.raises(HomodistilError, match="no space left"):

@@ -53,6 +53,12 @@ def test_a_key_with_another_home_is_refused_with_that_home(tmp_path: Path, key: 
         ('{"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}}', "CFG-OFFLOAD"),
         ('{"zero_optimization": {"stage": 3, "offload_optimizer": true}}', "CFG-OFFLOAD"),
         ('{"zero_optimization": {"stage": 1}, "data_types": {"grad_accum_dtype": "fp32"}}', "CFG-REFUSED-KEY"),
+        ('{"zero_optimization": {"stage": 2, "compute_grad_norm": false}}', "CFG-REFUSED-KEY"),
+        (
+            '{"zero_optimization": {"stage": 2}, "bf16": {"enabled": true, "check_grad_overflow": false}}',
+            "CFG-REFUSED-KEY",
+        ),
+        ('{"zero_optimization": {"stage": 2}, "bfloat16": {"bf16_optimizer_states": true}}', "CFG-REFUSED-KEY"),
         ('{"bf16": {"enabled": true}}', "CFG-PRECISION"),
         ('{"bfloat16": {"enabled": true}, "zero_optimization": {"stage": 0}}', "CFG-PRECISION"),
         ('{"fp16": {"enabled": true}}', "CFG-PRECISION"),

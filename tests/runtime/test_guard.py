@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from homodistil_ds.errors import EXIT_CODES
 from homodistil_ds.runtime import guard
 
 
@@ -33,6 +34,19 @@ def test_a_signal_becomes_the_reason_and_a_second_one_changes_nothing(number: si
     assert guard.reason() == number.name
     os.kill(os.getpid(), signal.SIGTERM)
     assert guard.reason() == number.name
+
+
+def test_a_signal_ends_the_process_at_once_where_no_loop_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "_leave_at_once", False)
+    guard.install()
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(SystemExit) as noted_before:
+        guard.act_at_once()
+    monkeypatch.setattr(guard, "_signal", None)
+    guard.act_at_once()
+    with pytest.raises(SystemExit) as sent_later:
+        os.kill(os.getpid(), signal.SIGUSR1)
+    assert noted_before.value.code == sent_later.value.code == EXIT_CODES["STOP"]
 
 
 def test_what_nohup_or_a_script_ignores_stays_ignored() -> None:

@@ -52,6 +52,21 @@ def wait_until(true: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+def test_an_orphan_gets_three_times_its_longest_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run with long steps must reach the edge of one, to save there."""
+    monkeypatch.setattr(watchdog, "ORPHAN_LIMIT_SECONDS", 0.1)
+    monkeypatch.setattr(watchdog, "TICK_SECONDS", 0.02)
+    gone: list[str] = []
+    monkeypatch.setattr(guard, "gone_launcher", lambda: gone[0] if gone else None)
+    with alarm(60.0) as dog:
+        dog.beat(1)
+        time.sleep(0.5)
+        dog.beat(2)
+        gone.append("torchrun is gone")
+        wait_until(lambda: dog.silent is not None)
+        assert 0.3 < dog.silent < 3.0
+
+
 def test_silence_for_the_limit_ends_the_process() -> None:
     with alarm(0.2) as dog:
         dog.beat(1)
