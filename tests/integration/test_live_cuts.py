@@ -61,8 +61,17 @@ def test_the_zero_stage_may_change_at_a_cut(trained: dict[str, Any], name: str, 
     assert_same_course(trained["zero2"]["masked"], trained[name])
 
 
-def test_with_the_optimizer_in_host_memory_too(trained: dict[str, Any]) -> None:
-    assert_same_course(trained["offload"]["masked"], trained["offload"]["cut"])
+@pytest.mark.parametrize("name", ["offload1", "offload2", "offload3", "accumulated"])
+def test_with_the_optimizer_in_host_memory_and_with_accumulation_too(trained: dict[str, Any], name: str) -> None:
+    assert_same_course(trained[name]["masked"], trained[name]["cut"])
+
+
+def test_in_bf16_the_course_is_the_same_but_for_its_rounding(trained: dict[str, Any]) -> None:
+    """Smaller matrices round elsewhere, and near ties between neurons may then fall another way."""
+    masked, cut = trained["bf16"]["masked"], trained["bf16"]["cut"]
+    assert cut["losses"]["total"] == pytest.approx(masked["losses"]["total"], rel=2e-2)
+    assert cut["physical"] == cut["widths"] == masked["widths"]
+    assert masked["regrown"] == cut["regrown"] == 0
 
 
 @pytest.mark.parametrize("name", REBUILT)
