@@ -29,6 +29,8 @@ program=${GLUE_PROGRAM:-$project/tools/evaluate_glue.py}
 run_dir=$(flag output_dir "$@")
 run_dir=${run_dir:-runs/$SLURM_JOB_NAME-${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}
 mkdir -p "$run_dir"
+# shellcheck disable=SC2034 # what this element has to show
+progress_in=$run_dir/$task-$seed
 meet
 say "task $task, seed $seed, into $run_dir"
 simple "${one_task[@]}" "${inside[@]}" "$PYTHON" "$program" --tasks "$task" --seeds "$seed" "$@" --output_dir "$run_dir"

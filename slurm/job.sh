@@ -33,13 +33,22 @@ name_run_dir() {
   # Launchers flatten exit codes, and a start that is refused writes nothing into the run directory.
   # Hence a file beside the log, which is on a file system that works.
   local log
-  log=$(scontrol show job "$job" | sed -n 's/^ *StdOut=//p')
+  log=$(scontrol show job "$job" | sed -n 's/^ *StdOut=//p') || log=''
   beside_log=$(dirname "${log:-.}")/.homodistil-$SLURM_JOB_ID-$start
   HOMODISTIL_EXIT_REASON=$beside_log.json
   export HOMODISTIL_EXIT_REASON
   mkdir -p "$(dirname "$run_dir")"
   rm -f "$HOMODISTIL_EXIT_REASON"
 }
+
+# What starts have to show so far: checkpoints, those of a teacher inside the run too, complete runs, parts of a corpus.
+progress() {
+  find "${progress_in:-$run_dir}" -maxdepth 4 \
+    \( -path '*/checkpoints/step-*' -o -name report.json -o -path '*/parts/*' -o -name '*.npy' \) 2>/dev/null |
+    sort | cksum || true
+}
+
+made_progress() { [[ $(progress) != "$progress_before" ]]; }
 
 newest_checkpoint() {
   find "$run_dir/checkpoints" -maxdepth 1 -name 'step-*' 2>/dev/null | sed 's/.*step-//' | sort -n | tail -n 1 || true
@@ -109,6 +118,7 @@ check_nodes() {
     echo "$out"
     [[ -z $cancelled ]] || leave 143 "ended by Slurm"
     if preempted; then goes_on "preempted"; fi
+    if node_failed; then goes_on "a node has failed"; fi
     leave 3 "a node cannot work or did not answer in time; sbatch --exclude=NODE leaves it out"
   fi
 }
@@ -163,7 +173,7 @@ on_time_limit() { # of --signal=B:USR1@SECONDS
   say "the time limit is near: asking the ranks to save and leave"
   # A file, because the supervisors of torchrun and deepspeed would die of a signal; again and again, because ranks
   # that have not claimed the folder yet remove it.
-  while sleep 2 && ! later_start; do touch "$run_dir/stop" || true; done 2>/dev/null &
+  while ! later_start; do touch "$run_dir/stop" || true; sleep 2; done 2>/dev/null &
   nagging=$!
   local left
   left=$(seconds_left) || left=''
@@ -184,7 +194,7 @@ on_last_moment() {
 
 seconds_left() {
   squeue -h -j "$job" -o %L 2>/dev/null | awk -F'[-:]' '
-    { seconds = $NF; if (NF > 1) seconds += 60 * $(NF-1); if (NF > 2) seconds += 3600 * $(NF-2)
+    /^[0-9:-]+$/ { seconds = $NF; if (NF > 1) seconds += 60 * $(NF-1); if (NF > 2) seconds += 3600 * $(NF-2)
       if (NF > 3) seconds += 86400 * $(NF-3); print seconds + 0 }'
 }
 
@@ -205,7 +215,9 @@ follow() {
 
 preempted() {
   local begun since
-  begun=$(job_field StartTime) since=$(job_field PreemptTime)
+  # One command each: a signal between two substitutions of one command ends bash 5.2 with a syntax error.
+  begun=$(job_field StartTime)
+  since=$(job_field PreemptTime)
   [[ -n $since && $since != None && $since != Unknown && ! $since < $begun ]]
 }
 
@@ -228,17 +240,23 @@ still_wanted() {
   [[ -z $cancelled && $facts == *" JobState=RUNNING "* && $facts == *" Restarts=$start "* ]]
 }
 
-made_progress() { [[ $(newest_checkpoint) != "$newest_before" ]]; }
+# Whether a node of this job has gone or does not answer; Slurm itself may say so minutes later.
+node_failed() { sinfo -h -N -n "$SLURM_JOB_NODELIST" -o %t 2>/dev/null | grep -q '[*]\|down\|fail'; }
 
 # goes_on WHY: put the job back into the queue; it ends here.
 goes_on() {
   trap '' USR1 USR2
+  [[ -z $nagging ]] || kill "$nagging" 2>/dev/null || true # or it would stop the next start
   local again="Submit it again with --output_dir $run_dir: it goes on where it was."
   ((start < MAX_REQUEUES)) || leave 75 "$1, but it was requeued $start times already (MAX_REQUEUES). $again"
   still_wanted || leave 143 "$1; Slurm has ended this start already"
   say "requeue: $1"
   trap 'exit 0' TERM
-  scontrol requeue "$job" || leave 75 "Slurm refuses to requeue. $again"
+  local tries=0
+  until scontrol requeue "$job"; do # a controller that is busy is asked again
+    ((++tries < 6)) || leave 75 "Slurm refuses to requeue. $again"
+    sleep 10
+  done
   sleep 300 & wait # until Slurm ends this shell
   exit 0
 }
@@ -251,7 +269,9 @@ after_time_limit() {
 
 decide() {
   local id what said_code
-  id=$(reason id) what=$(reason what) said_code=$(reason code)
+  id=$(reason id)
+  what=$(reason what)
+  said_code=$(reason code)
   rm -f "$beside_log".*
   [[ $id != DONE ]] || leave 0 "DONE: $run_dir/student"
   [[ -z $cancelled ]] || leave 143 "ended by Slurm; newest checkpoint: step $(newest_checkpoint)"
@@ -261,10 +281,11 @@ decide() {
   esac
   if preempted; then goes_on "preempted"; fi
   [[ -z $out_of_time ]] || after_time_limit
-  [[ $what != *"$run_dir/stop exists"* ]] || leave 75 "stopped on request: $what"
+  [[ $what != *"/stop exists"* ]] || leave 75 "stopped on request: $what"
   # A rank, a node, a launcher or the network has failed; the next start may fare better.
   what=${what:-exit code $code, and no reason in $run_dir/exit_reason.json}
   if [[ $code != 0 || -n $id ]] && made_progress; then goes_on "$what"; fi
+  if node_failed; then goes_on "a node has failed"; fi
   leave $((code != 0 ? code : 1)) "failed: $what"
 }
 
@@ -276,6 +297,7 @@ live() {
   trap on_last_moment USR2
   name_run_dir "$@"
   newest_before=$(newest_checkpoint)
+  progress_before=$(progress)
   trap on_time_limit USR1
   [[ $out_of_time != early ]] || on_time_limit
   say "job $SLURM_JOB_ID, start $((start + 1)), on $SLURM_JOB_NODELIST, $LAUNCHER," \
@@ -293,15 +315,19 @@ live() {
 
 # simple COMMAND...: one that goes on where it was when it is started again; requeued if the time runs out.
 simple() {
+  local step=''
+  progress_before=$(progress)
   trap on_cancel TERM
-  trap 'out_of_time=yes; kill -TERM "$step" 2>/dev/null || true' USR1
+  trap 'out_of_time=yes; [[ -z $step ]] || kill -USR1 "$step" 2>/dev/null || true' USR1 # srun would kill its tasks on TERM
   say "job $SLURM_JOB_ID, start $((start + 1)), on $SLURM_JOB_NODELIST: $*"
   "$@" &
   step=$!
+  [[ -z $out_of_time ]] || kill -USR1 "$step" 2>/dev/null || true # it came before there was anything to tell
   follow
   ((code != 0)) || leave 0 "DONE"
   [[ -z $cancelled ]] || leave 143 "ended by Slurm"
   if preempted; then goes_on "preempted"; fi
-  if [[ -n $out_of_time ]]; then goes_on "time limit"; fi
+  [[ -z $out_of_time ]] || after_time_limit
+  if node_failed; then goes_on "a node has failed"; fi
   leave "$code" "failed: exit code $code"
 }

@@ -14,17 +14,21 @@
 
 shown=$(scontrol show job "$SLURM_JOB_ID" | grep -m1 -oP '^ *Command=\K.*?(?=/slurm/[^/ ]+\.sh)')
 project=${HOMODISTIL_DIR:-$shown}
+LAUNCHER=${LAUNCHER:-mpirun}
 . "${project:?is not known: set HOMODISTIL_DIR to the folder of homodistil_ds}/slurm/job.sh"
 name_run_dir "$@"
 meet
 per_node=$cpus
-program=("${inside[@]}" "$PYTHON" "$project/tools/prepare_corpus.py" "$@" --output_dir "$run_dir")
+program=("${inside[@]}" "$PYTHON" "$project/tools/prepare_corpus.py")
+given=("$@" --output_dir "$run_dir")
 if ((nodes == 1)); then
-  simple "${one_task[@]}" "${program[@]}" --workers "$per_node"
-elif [[ ${LAUNCHER:=mpirun} == mpirun ]]; then
+  simple "${one_task[@]}" "${program[@]}" --workers "$per_node" "${given[@]}"
+elif [[ $LAUNCHER == mpirun ]]; then
   check_launcher
-  simple mpirun "${mpirun_flags[@]}" "${program[@]}"
-else
+  simple mpirun "${mpirun_flags[@]}" "${program[@]}" "${given[@]}"
+elif [[ $LAUNCHER == srun ]]; then
   simple srun "${step_flags[@]}" --mpi="${SRUN_MPI:-pmix}" --ntasks=$((nodes * per_node)) \
-    --ntasks-per-node="$per_node" --cpus-per-task=1 "${program[@]}"
+    --ntasks-per-node="$per_node" --cpus-per-task=1 "${program[@]}" "${given[@]}"
+else
+  leave 2 "LAUNCHER=$LAUNCHER prepares no corpus: mpirun or srun"
 fi

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import shutil
 import statistics
@@ -104,10 +106,20 @@ def markdown(name: str, found: Sequence[Cell]) -> str:
 
 
 def write_table(folder: Path, name: str) -> str | None:
-    """glue.json, glue.md and submission/ from the complete runs below `folder`; returns the page, None without runs."""
-    reports = read_reports(folder)
-    if not reports:
+    """glue.json, glue.md and submission/ from the complete runs below `folder`; returns the page, None without runs.
+
+    One process at a time: a run that is complete is in the table of whoever writes it last.
+    """
+    if not read_reports(folder):
         return None
+    with (folder / ".table").open("w") as lock:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        return _write_table(folder, name)
+
+
+def _write_table(folder: Path, name: str) -> str:
+    reports = read_reports(folder)
     check_alike(reports)
     found = cells(reports)
     page = markdown(name, found)

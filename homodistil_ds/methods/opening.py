@@ -119,11 +119,11 @@ def claimed(run_dir: Path) -> Iterator[None]:
     try:
         yield
     except HomodistilError:
-        claim.release(run_dir)
         with contextlib.suppress(OSError):
             if [path.name for path in run_dir.iterdir()] == [claim.FILE_NAME]:
                 (run_dir / claim.FILE_NAME).unlink()
                 run_dir.rmdir()
+        claim.release(run_dir)
         raise
 
 

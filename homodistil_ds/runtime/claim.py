@@ -30,6 +30,10 @@ def hold(run_dir: Path) -> str | None:
     warning = None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        while not _is_at(path, file):  # whoever held it gave up and removed the file in between
+            file.close()
+            file = path.open("a+", encoding="utf-8")
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         with file:
             if not _is_earlier_start(file):
@@ -44,6 +48,14 @@ def hold(run_dir: Path) -> str | None:
     _sign(file)
     _held[path] = file
     return warning
+
+
+def _is_at(path: Path, file: TextIO) -> bool:
+    """Whether the file under that name is this one."""
+    try:
+        return path.stat().st_ino == os.fstat(file.fileno()).st_ino
+    except FileNotFoundError:
+        return False
 
 
 def _sign(file: TextIO) -> None:

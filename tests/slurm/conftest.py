@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -69,7 +70,7 @@ class Job:
             assert self.cluster.state(self.number) not in ("FAILED", "CANCELLED"), self.text()
             return self.text().split(f", start {start}, ")[-1].count("saved ") >= count and self.starts() >= start
 
-        self.cluster.wait_until(saved, f"save {count} of start {start} in\n{self.text()}")
+        self.cluster.wait_until(saved, f"save {count} of start {start} of {self.log.name}", shown=self.text)
 
     def starts(self) -> int:
         return len(re.findall(r"\] job \d+, start \d+, on ", self.text()))
@@ -81,7 +82,29 @@ class Job:
     def tell(self, *command: str) -> None:
         self.cluster.do(*command, self.number)
 
-    def end(self, seconds: float = 480) -> dict[str, str]:
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Its ranks, and what started them, stand still: what is done meanwhile is not too late."""
+        self._signal("STOP")
+        try:
+            yield
+        finally:
+            self._signal("CONT")
+
+    def _signal(self, name: str) -> None:
+        for node in self.cluster.names:
+            if node in self.cluster.processes:
+                self.cluster.on(node, "pkill", f"-{name}", "-f", f"train.py.*{self.run_dir}")
+
+    def wait_to_be_told(self) -> None:
+        """Until the ranks have been asked to stop, by the file that asks them; or have left because of it."""
+
+        def told() -> bool:
+            return (self.run_dir / "stop").exists() or "requeue: time limit" in self.text()
+
+        self.cluster.wait_until(told, f"{self.log.name} to be told", shown=self.text)
+
+    def end(self, seconds: float = 900) -> dict[str, str]:
         facts = self.cluster.wait_for_end(self.number, seconds)
         return {"state": facts["JobState"], "code": facts["ExitCode"].split(":")[0], "restarts": facts["Restarts"]}
 
@@ -118,7 +141,7 @@ class Bench:
         usual = [
             "--gpus-per-node=0",
             "--cpus-per-task=1",
-            "--time=10",
+            "--time=60",
             "--signal=B:USR1@60",
             f"--job-name={name}",
             f"--output={log}",
@@ -145,7 +168,7 @@ def bench(slurm: Cluster, small_disk: Path, tmp_path_factory: pytest.TempPathFac
     machine.write_text(json.dumps(MACHINE))
     flags = [
         *("--deepspeed_config", str(machine), "--teacher", str(teacher), "--corpus", str(corpus)),
-        *("--steps", str(STEPS), "--save_interval", "8", "--cuts", "3", "--log_interval", "8", "--eval_interval", "0"),
+        *("--steps", str(STEPS), "--save_interval", "4", "--cuts", "3", "--log_interval", "8", "--eval_interval", "0"),
         *("--pruning.interval", "4", "--global_batch_size", "8", "--sequence_length", "32"),
         *("--held_out_sequences", "16", "--student.hidden_size", "16", "--student.intermediate_size", "24"),
         *("--student.num_attention_heads", "2", "--student.dtype", "float32"),

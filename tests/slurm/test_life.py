@@ -5,14 +5,14 @@ Jobs that leave the nodes alone are disturbed side by side, because most of thei
 
 from __future__ import annotations
 
-import os
+import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import Cluster
+from tests.slurm.cluster import OVER, Cluster
 from tests.slurm.conftest import PROJECT, Bench, Job, largest_difference, same_bits
 
 CLOSE = 1e-4  # what another number of ranks may change
@@ -20,14 +20,16 @@ LAUNCHERS = ("torchrun", "deepspeed", "mpirun")
 
 
 def near_its_limit(bench: Bench) -> Job:
-    """Slurm itself signals, when it looks, which is every half minute; until then the ranks are held."""
-    job = bench.submit("limit", "--time=2", "--signal=B:USR1@45")
+    """Slurm itself signals, when it looks, which is every half minute; until then the ranks are held.
+
+    Mostly that is a minute or two after the start; the next start has an hour.
+    """
+    job = bench.submit("limit", "--time=10", "--signal=B:USR1@530")
     job.wait_for_saves()
-    for node in bench.cluster.names:
-        bench.cluster.on(node, "pkill", "-STOP", "-f", f"train.py.*{job.run_dir}")
-    bench.cluster.wait_until(lambda: "the time limit is near" in job.text(), "Slurm's signal")
-    for node in bench.cluster.names:
-        bench.cluster.on(node, "pkill", "-CONT", "-f", f"train.py.*{job.run_dir}")
+    with job.held():
+        job.wait_to_be_told()
+    bench.cluster.wait_until(lambda: "requeue: time limit" in job.text(), "the requeue", shown=job.text)
+    bench.cluster.do("scontrol", "update", f"JobId={job.number}", "TimeLimit=60")
     job.succeeded()
     return job
 
@@ -36,7 +38,9 @@ def told_by(launcher: str) -> Callable[[Bench], Job]:
     def disturb(bench: Bench) -> Job:
         job = bench.submit(launcher, LAUNCHER=launcher)
         job.wait_for_saves()
-        job.tell("scancel", "--batch", "--signal=USR1")  # what --signal=B:USR1@... does
+        with job.held():
+            job.tell("scancel", "--batch", "--signal=USR1")  # what --signal=B:USR1@... does
+            job.wait_to_be_told()
         job.succeeded()
         return job
 
@@ -64,8 +68,16 @@ def cancelled(bench: Bench) -> Job:
 def out_of_room(bench: Bench) -> Job:
     job = bench.submit("disk", run_dir=bench.small_disk / "run")
     job.wait_for_saves()
-    facts = os.statvfs(bench.small_disk)
-    (bench.small_disk / "ballast").write_bytes(b"0" * (facts.f_bavail * facts.f_frsize))
+    with (bench.small_disk / "ballast").open("wb", buffering=0) as ballast:
+
+        def full() -> bool:
+            with contextlib.suppress(OSError):
+                while True:
+                    ballast.write(b"0" * 4096)
+            return bench.cluster.state(job.number) in OVER
+
+        # Again and again: a save that drops an old checkpoint makes room.
+        bench.cluster.wait_until(full, "the save that fails", shown=job.text)
     assert job.end() == {"state": "FAILED", "code": "5", "restarts": "0"}, job.text()
     return job
 
@@ -151,8 +163,8 @@ def cut_off(bench: Bench) -> Job:
     slurm = bench.cluster
     job = bench.submit("cut", "--exclude=node1,node2", script="distill_single_node.sh")
     job.wait_for_saves()
-    slurm.cut("node3")
     slurm.on("node3", "pkill", "-STOP", "-f", "homodistil_ds/train.py")
+    slurm.cut("node3")
     try:
         job.wait_for_saves(start=2)
         saved = job.checkpoints()[0]
@@ -169,8 +181,10 @@ def twice(bench: Bench) -> Job:
     elsewhere = "--exclude=node[1-3]"
     first = bench.submit("first", elsewhere, script="distill_single_node.sh")
     first.wait_for_saves()
-    second = bench.submit("second", elsewhere, script="distill_single_node.sh", run_dir=first.run_dir)
-    assert second.end() == {"state": "FAILED", "code": "2", "restarts": "0"}
+    with first.held():
+        second = bench.submit("second", elsewhere, script="distill_single_node.sh", run_dir=first.run_dir)
+        # The ranks of both match; those of the second start later and are not held.
+        assert second.end() == {"state": "FAILED", "code": "2", "restarts": "0"}
     assert "CFG-RUNNING" in second.text()
     first.succeeded()
     return first
