@@ -5,6 +5,7 @@
 Whole runs of tools/prepare_corpus.py, in turns, because a machine's speed drifts. Seconds are those the tool counts,
 from its loaded tokenizer to the written index; the folders must be equal byte for byte.
 `by CPU time` compares the CPU seconds of the busiest worker, which other jobs on the machine change less.
+At the end a run is started from the prepared folder and one from the text itself, up to the end of their first step.
 """
 
 import argparse
@@ -15,11 +16,13 @@ import shutil
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from homodistil_ds.data.corpus import read_index
 
-TOOL = Path(__file__).resolve().parent.parent / "tools" / "prepare_corpus.py"
+ROOT = Path(__file__).resolve().parent.parent
+TOOL, TRAIN = ROOT / "tools" / "prepare_corpus.py", ROOT / "homodistil_ds" / "train.py"
 
 
 def main() -> None:
@@ -46,7 +49,12 @@ def main() -> None:
         one["of_linear"] = rows[0]["seconds"] / one["seconds"] * linear
         one["of_linear_cpu"] = rows[0]["cpu_seconds"] / one["cpu_seconds"] * linear
     show(rows)
+    sources = {"the prepared folder": [str(folder)], "the text": given.corpus}
+    starts = {name: first_step(source, given.output_dir / "run") for name, source in sources.items()}
+    print("\nseconds from launch to the end of the first step:")
+    print("\n".join(f"  from {name}: {seconds:.1f}" for name, seconds in starts.items()))
     result = {"cores": len(os.sched_getaffinity(0)), "load": os.getloadavg(), "counts": counts, "rows": rows}
+    result["first_step_seconds"] = starts
     (given.output_dir / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
@@ -57,6 +65,29 @@ def prepare(corpus: list[str], workers: int, folder: Path) -> tuple[float, float
     found = re.search(r"([\d.]+) s on \d+ workers, the busiest took ([\d.]+) s", out)
     assert found is not None, out
     return float(found.group(1)), float(found.group(2))
+
+
+def first_step(corpus: list[str], run_dir: Path) -> float:
+    """Seconds from the start of a one-process run to the line of its first step; then it is ended."""
+    shutil.rmtree(run_dir, ignore_errors=True)
+    command = [
+        sys.executable,
+        str(TRAIN),
+        "--corpus",
+        *corpus,
+        "--output_dir",
+        str(run_dir),
+        "--global_batch_size",
+        "4",
+    ]
+    began = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        found = any(re.match(r"step +1/", line) for line in process.stdout)
+        seconds = time.perf_counter() - began
+        process.kill()
+    assert found, f"{' '.join(command)} ended before its first step"
+    return seconds
 
 
 def row(workers: int, taken: list[tuple[float, float]], counts: dict[str, int]) -> dict[str, float]:

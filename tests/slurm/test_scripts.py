@@ -97,6 +97,32 @@ def test_an_array_learns_one_task_with_one_seed_per_element_and_leaves_one_table
     assert re.findall(r"^\| (CoLA|WNLI) \|", table, re.MULTILINE) == ["CoLA", "WNLI"]
 
 
+def test_an_element_of_an_array_saves_at_the_time_limit_and_goes_on(bench: Bench, slurm: Cluster) -> None:
+    folder = bench.folder / "glue" / "CoLA"
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in TASKS["CoLA"].splits:
+        (folder / f"{split}.tsv").write_text(OFFICIAL["CoLA"].file(split), encoding="utf-8", newline="")
+    model = bench.flags[bench.flags.index("--teacher") + 1]
+    flags = ["--model", model, "--data", "glue", "--output_dir", "glue-long", "--sequence_length", "32"]
+    flags += ["--epochs", "3000", "--log_interval", "10"]
+    number = slurm.do(
+        *("sbatch", "--parsable", "--array=0", *NO_GPU.split(), str(PROJECT / "slurm" / "glue_array.sh"), *flags),
+        cwd=bench.folder,
+        environment=bench.environment(TASKS="CoLA", SEEDS="1"),
+    ).strip()
+    element, log = f"{number}_0", bench.folder / f"glue-{number}_0.out"
+
+    def said() -> str:
+        return log.read_text() if log.exists() else ""
+
+    slurm.wait_until(lambda: "step   10/" in said(), "ten steps", shown=said)
+    slurm.do("scancel", "--batch", "--signal=USR1", element)
+    assert slurm.wait_for_end(element)["JobState"] == "COMPLETED", said()
+    assert said().count("requeue: time limit") == 1
+    assert "going on after step" in said()
+    assert (bench.folder / "glue-long" / "CoLA-1" / "report.json").exists()
+
+
 @pytest.mark.parametrize(
     ("runtime", "expected"),
     [
