@@ -73,10 +73,14 @@ class Stage:
     def run(self) -> None:
         """Train; `history` gains one row of losses and widths per log line and per held-out evaluation.
 
+        The first evaluation is that of the student as it starts, unless only the end is evaluated.
+
         Raises HomodistilError: STOP-SIGNAL after a save, if this job was asked to stop.
         """
         if stop := ranks.agree_to_stop(guard.reason()):
             raise stopped(stop, self.first_step - 1, "Nothing had been done since the start.")
+        if self.first_step == 1 and self.config.eval_interval > 0:
+            self.evaluate(0)
         logged, logged_at = self.first_step - 1, time.perf_counter()
         for step in range(self.first_step, self.config.steps + 1):
             terms = self.train(step)

@@ -181,8 +181,7 @@ def draw(setting: Setting, stage: Stage) -> dict:
     drawn = {"losses": figures.loss_curves(steps, {name: [row[name] for row in losses] for name in names})}
     if stage.pruner is not None:
         sizes = ("hidden", "ffn", "heads", "head_size")
-        start = {"step": 0, "discrepancy_kl": 0.0, "kept_hidden": setting.plan.full.hidden}
-        evaluations = [start, *(row for row in stage.history if "discrepancy_kl" in row)]
+        evaluations = [row for row in stage.history if "discrepancy_kl" in row]
         drawn["widths"] = figures.width_curve(
             steps, {name: [int(row[f"kept_{name}"]) for row in losses] for name in sizes}, vars(setting.target)
         )
