@@ -43,7 +43,7 @@ def learn(setting: TaskSetting, source: PreTrainedModel | None = None, taught: W
     def build(widths: Widths) -> Engine:
         torch.manual_seed(config.seed)
         model = with_dropout(setting.model, config.task.dropout).train().requires_grad_(True)
-        student = Student(model, plan.family, objective.student_reads(), taught.full.hidden, run=task_forward)
+        student = Student(model, plan.family, objective.student_reads(), teacher_hidden=None, run=task_forward)
         return setting.engine_of(student, setting.ds_config)
 
     engine = start_from(setting, None, build, lambda: build(plan.full))
