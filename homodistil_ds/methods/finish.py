@@ -137,6 +137,7 @@ def build_report(
         train_flops=flops.of_run(setting, stage),
         loop_seconds=stage.loop_seconds,
         loop_cpu_seconds=stage.loop_cpu_seconds,
+        measured_seconds=stage.measured_seconds,
         measured_cpu_seconds=stage.measured_cpu_seconds,
         world_size=ranks.world_size(),
         zero_stage=zero_stage,

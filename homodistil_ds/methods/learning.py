@@ -124,6 +124,7 @@ def build_report(
         wall_seconds=seconds,
         loop_seconds=stage.loop_seconds,
         loop_cpu_seconds=stage.loop_cpu_seconds,
+        measured_cpu_seconds=stage.measured_cpu_seconds,
         world_size=ranks.world_size(),
         zero_stage=zero_stage,
         precision=ds_config.precision(setting.ds_config),
