@@ -138,8 +138,9 @@ def cost(row: Row) -> list[str]:
 def on_tasks(runs: Runs, tasks: Sequence[str]) -> list[str]:
     """A cell per task, and the mean of the tasks' means if all are there."""
     shown = [spread(primary(runs[task])) if task in runs else "" for task in tasks]
-    whole = bool(tasks) and all(task in runs for task in tasks)
-    return [*shown, f"{100 * statistics.mean(statistics.mean(primary(runs[task])) for task in tasks):.1f}" * whole]
+    if not tasks or any(task not in runs for task in tasks):
+        return [*shown, ""]
+    return [*shown, f"{100 * statistics.mean(statistics.mean(primary(runs[task])) for task in tasks):.1f}"]
 
 
 def primary(rows: Sequence[Row]) -> list[float]:
