@@ -1,86 +1,125 @@
-"""The students that benchmarks/quality.py compares: which flags make each of them. It runs nothing."""
+"""The students that benchmarks/quality.py compares: a preset each, at sizes made from the teacher's. It runs nothing.
+
+What a method is stands in its preset; here is what the benchmark changes of it: shapes, and one thing per ablation.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from homotopy import target
 
-from homodistil_ds.models.width import WidthPlan
+from homodistil_ds.models.depth import shallower
+from homodistil_ds.models.width import WidthPlan, Widths, count
+from homodistil_ds.presets import NO_LOSS, PRESETS
 
 Flags = dict[str, float | int | str]
-NO_LOSS: Flags = {f"loss.{name}": 0 for name in ("mlm", "kl", "hidden", "attention", "embedding")}
+GRADUAL = "homobert_small"  # the preset of HomoDistil itself
 FULL_METHOD = "homodistil 1/2"  # what the ablations change
+THESIS = (FULL_METHOD, "one-shot 1/2", "random start 1/2", "distilbert", "plain kd")  # drawn over the steps
+FIRST_LAYERS = "first layers"  # where PKD starts; it distils on the task alone
+MORE_SEEDS = (1, 2)  # of the full method's distillation, beside 0
+FFN_STEP = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One student.
+    """One student: `preset` with `flags` changed.
 
-    An ablation changes one thing of the full method and takes its learning rate, a start is not trained; the others are
-    tuned themselves. `from_teacher`: it is the teacher before the first step. `speaks`: its objective trains the
-    vocabulary head, without which held-out figures say nothing of it.
+    An ablation changes one thing of the full method, a seed only that; both take its learning rate. A start is not
+    trained. The others are tuned themselves.
     """
 
     name: str
+    preset: str
     flags: Flags
-    kind: Literal["arm", "ablation", "start"] = "arm"
-    from_teacher: bool = False
-    speaks: bool = True
+    kind: Literal["arm", "ablation", "seed", "start"] = "arm"
 
     @property
     def folder(self) -> str:
-        return self.name.replace(" ", "_").replace("/", "of")
+        return folder_of(self.name)
+
+    @property
+    def speaks(self) -> bool:
+        """Whether training reaches the vocabulary head, without which held-out figures say nothing of a student."""
+        loss = PRESETS[self.preset]().loss
+        return self.kind != "start" and loss.mlm + loss.kl > 0
 
 
-def shape(hidden: int, ffn: int, heads: int) -> Flags:
-    return {"student.hidden_size": hidden, "student.intermediate_size": ffn, "student.num_attention_heads": heads}
+def folder_of(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name.replace("/", "of"))
 
 
-def narrowed(plan: WidthPlan, share: float) -> Flags:
-    """The teacher's widths times `share`; the heads stay, their size shrinks."""
-    widths = target(plan, share)
-    return shape(widths.hidden, widths.ffn, widths.heads)
+def shape(widths: Widths) -> Flags:
+    return {
+        "student.hidden_size": widths.hidden,
+        "student.intermediate_size": widths.ffn,
+        "student.num_attention_heads": widths.heads,
+    }
+
+
+def nearest(plan: WidthPlan, parameters: int) -> Widths:
+    """Widths with the teacher's heads whose model has almost this many parameters.
+
+    The head size is the best one in the teacher's proportions; steps of the feed-forward width make up the rest.
+    """
+
+    def off(widths: Widths) -> int:
+        return abs(count(plan, widths).with_head - parameters)
+
+    full = plan.full
+    best = min((target(plan, size / full.head_size) for size in range(1, full.head_size + 1)), key=off)
+    return min((replace(best, ffn=ffn) for ffn in range(FFN_STEP, full.ffn + 1, FFN_STEP)), key=off)
 
 
 def arms(plan: WidthPlan) -> list[Arm]:
-    """HomoDistil at three sizes, and every baseline with the layers and the start of its paper."""
-    half, whole, layers = narrowed(plan, 0.5), narrowed(plan, 1.0), plan.layers
-    at_once: Flags = {"pruning.start": 0.03, "pruning.end": 0.03}
-    shallow: Flags = {**whole, "student.num_hidden_layers": max(1, layers // 2)}
-    random: Flags = {"student.init": "random", "cuts": 0}
-    small: Flags = {**random, **shallow, **narrowed(plan, 0.625)}
-    distilbert: Flags = {"loss.mlm": 2, "loss.kl": 5, "loss.cosine": 1, "loss.temperature": 2}
-    tinybert: Flags = {"loss.hidden": 1, "loss.embedding": 1, "loss.scores": 1}
-    minilm: Flags = {"loss.attention_kl": 1, "loss.value_relation": 1}
-    minilmv2: Flags = {"loss.relation": 1, "loss.relation_heads": 2 * plan.full.heads}
-    magnitude: Flags = {"pruning.criterion": "magnitude"}
-    first: Flags = {"student.layers": "first", "student.num_hidden_layers": max(2, layers // 2), "steps": 1}
+    """HomoDistil at three sizes and at that of the shallower baselines; every baseline from its preset."""
+    layers = max(1, plan.layers // 2)
+    shallow = shallower(plan, tuple(range(layers)))
+    depth: Flags = {"student.num_hidden_layers": layers}
+    half = shape(target(plan, 0.5))
+    # At half the size of the paper's teacher; heads of the same 16 entries in the teacher as there.
+    relations: Flags = {"loss.relation_heads": 2 * plan.full.heads}
+    as_deep: Flags = {**half, "student.num_hidden_layers": plan.layers}
+    tiny = nearest(shallow, count(plan, target(plan, 0.5)).with_head)
+    large = nearest(plan, count(shallow, plan.full).with_head)
     return [
-        Arm(name="homodistil 3/4", flags=narrowed(plan, 0.75), from_teacher=True),
-        Arm(name=FULL_METHOD, flags=half, from_teacher=True),
-        Arm(name="homodistil 1/4", flags=narrowed(plan, 0.25), from_teacher=True),
-        Arm(name="one-shot 1/2", flags={**half, **at_once}, from_teacher=True),
-        Arm(name="magnitude 1/2", flags={**half, **magnitude}, from_teacher=True),
-        Arm(name="masks at the end 1/2", flags={**half, **at_once, **magnitude, "cuts": 0}, from_teacher=True),
-        Arm(name="random start 1/2", flags={**half, **random}),
-        Arm(name="distilbert", flags={**NO_LOSS, **shallow, **distilbert}),
-        Arm(name="plain kd", flags={**NO_LOSS, **shallow, "loss.mlm": 1, "loss.kl": 1}),
-        Arm(name="tinybert", flags={**NO_LOSS, **small, **tinybert}, speaks=False),
-        Arm(name="minilm 1/2", flags={**NO_LOSS, **random, **half, **minilm}, speaks=False),
-        Arm(name="minilmv2 1/2", flags={**NO_LOSS, **random, **half, **minilmv2}, speaks=False),
-        # The teacher's first layers as they are: PKD distils on the task alone.
-        Arm(name="pkd", flags={**whole, **first, "eval_interval": 0}, kind="start", speaks=False),
+        Arm(name="homodistil 3/4", preset=GRADUAL, flags=shape(target(plan, 0.75))),
+        Arm(name="homodistil at distilbert's size", preset=GRADUAL, flags=shape(large)),
+        Arm(name=FULL_METHOD, preset=GRADUAL, flags=half),
+        Arm(name="homodistil 1/4", preset=GRADUAL, flags=shape(target(plan, 0.25))),
+        Arm(name="one-shot 1/2", preset="one_shot", flags=half),
+        Arm(name="magnitude 1/2", preset="magnitude", flags=half),
+        Arm(name="masks at the end 1/2", preset="masks_at_the_end", flags=half),
+        Arm(name="random start 1/2", preset="random_start", flags=half),
+        Arm(name="distilbert", preset="distilbert", flags=depth),
+        Arm(name="plain kd", preset="plain_kd", flags=depth),
+        Arm(name="tinybert 1/2", preset="tinybert", flags={**shape(tiny), **depth}),
+        Arm(name="minilm 1/2", preset="minilm", flags=as_deep),
+        Arm(name="minilmv2 1/2", preset="minilmv2", flags={**as_deep, **relations}),
+        first_layers(max(2, layers)),
     ]
 
 
+def first_layers(layers: int) -> Arm:
+    """The teacher's, as they are."""
+    flags: Flags = {"student.layers": "first", "student.num_hidden_layers": layers, "steps": 1, "eval_interval": 0}
+    return Arm(name=FIRST_LAYERS, preset="plain_kd", flags=flags, kind="start")
+
+
 def ablations(plan: WidthPlan) -> list[Arm]:
-    """The full method with one thing changed."""
-    changes: dict[str, Flags] = {f"without {name[5:]}": {name: 0} for name in NO_LOSS}
-    changes |= {f"criterion {name}": {"pruning.criterion": name} for name in ("taylor", "platon")}
+    """The full method with one thing changed, and with other seeds."""
+    half = shape(target(plan, 0.5))
+    changes: dict[str, Flags] = {f"without {name}": {f"loss.{name}": 0} for name in NO_LOSS}
+    changes |= {f"criterion {name}": {"pruning.criterion": name} for name in ("magnitude", "taylor", "platon")}
     changes |= {f"target reached at {end}": {"pruning.end": end} for end in (0.3, 0.5, 0.9)}
     changes |= {f"{cuts} cuts": {"cuts": cuts} for cuts in (0, 1, 4)}
     changes |= {"without moving average": {"pruning.beta": 0.0}}
-    half = narrowed(plan, 0.5)
-    return [Arm(name=name, flags={**half, **change}, kind="ablation") for name, change in changes.items()]
+    seeds = [Arm(name=f"seed {seed}", preset=GRADUAL, flags={**half, "seed": seed}, kind="seed") for seed in MORE_SEEDS]
+    return [
+        *seeds,
+        Arm(name="one-shot", preset="one_shot", flags=half, kind="ablation"),
+        *(Arm(name=name, preset=GRADUAL, flags={**half, **flags}, kind="ablation") for name, flags in changes.items()),
+    ]

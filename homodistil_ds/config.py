@@ -28,9 +28,9 @@ class StudentConfig:
     """Attention heads per layer at the end; the head size is hidden_size / num_attention_heads."""
     num_hidden_layers: int | None = None
     """Layers, from the start; fewer than the teacher's are taken from it as `layers` says."""
-    layers: Literal["uniform", "first"] = "uniform"
+    layers: Literal["uniform", "spread", "first"] = "uniform"
     """Which layers of the teacher a shallower student starts from and is compared with: the last of each of its
-    equal stretches, or the first ones."""
+    equal stretches, its first to its last at even distances, or the first ones."""
     init: Literal["teacher", "random"] = "teacher"
     """teacher: start as a copy and be pruned. random: start small with random weights (a baseline); its heads are
     compared with the teacher's first ones."""
@@ -153,7 +153,7 @@ class RunConfig:
     held_out_sequences: int = 128
     """Sequences kept out of training for the held-out loss."""
     eval_interval: int = 50
-    """Steps between held-out evaluations; 0 evaluates at the end only."""
+    """Steps between held-out evaluations, the first of which comes before step 1; 0 evaluates at the end only."""
     log_interval: int = 10
     """Steps between log lines."""
     save_interval: int = 0

@@ -78,10 +78,13 @@ def _baseline(name: str, loss: LossConfig, student: StudentConfig, optimizer: Op
 
 
 def distilbert() -> RunConfig:
-    """DistilBERT (B2): half of BERT-base's layers at its width, 5 KL at temperature 2, 2 MLM, 1 cosine."""
+    """DistilBERT (B2): half of BERT-base's layers at its width, 5 KL at temperature 2, 2 MLM, 1 cosine.
+
+    The layers are those of its authors' script: 0, 2, 4, 7, 9 and 11 of 12.
+    """
     loss = LossConfig(**{**NO_LOSS, "mlm": 2.0, "kl": 5.0, "cosine": 1.0}, temperature=2.0)
     adam = OptimizerConfig(beta2=0.98, warmup=0.05)
-    return _baseline("distilbert", loss, StudentConfig(num_hidden_layers=6), adam)
+    return _baseline("distilbert", loss, StudentConfig(num_hidden_layers=6, layers="spread"), adam)
 
 
 def tinybert() -> RunConfig:
@@ -122,8 +125,20 @@ def masks_at_the_end() -> RunConfig:
 
 def one_shot() -> RunConfig:
     """All of homobert_small's pruning after the warm-up's first steps, the same losses after it."""
-    pruning = PruningConfig(start=0.01, end=0.01, interval=100)
+    pruning = PruningConfig(start=0.03, end=0.03, interval=100)
     return replace(homobert_small(), output_dir="runs/one_shot", pruning=pruning)
+
+
+def magnitude() -> RunConfig:
+    """Gradual magnitude pruning: homobert_small, but what leaves are the neurons of the smallest weights."""
+    small = homobert_small()
+    return replace(small, output_dir="runs/magnitude", pruning=replace(small.pruning, criterion="magnitude"))
+
+
+def random_start() -> RunConfig:
+    """homobert_small's shape from random weights, under its losses: what inheriting the teacher's is worth."""
+    small = homobert_small()
+    return replace(small, output_dir="runs/random_start", student=replace(small.student, init="random"), cuts=0)
 
 
 def finetune() -> RunConfig:
@@ -164,7 +179,8 @@ def _on_task(name: str, method: Literal["finetune", "mixkd"], loss: TaskLossConf
 
 _FUNCTIONS = (
     *(demo, correct_teacher, homobert_base, homobert_small, homobert_xsmall, homobert_tiny),
-    *(distilbert, tinybert, minilm, minilmv2, plain_kd, one_shot, masks_at_the_end),
+    *(distilbert, tinybert, minilm, minilmv2, plain_kd, one_shot, magnitude, masks_at_the_end),
+    random_start,
     *(finetune, mixkd, task_kd, pkd),
 )
 PRESETS: dict[str, Callable[[], RunConfig]] = {function.__name__: function for function in _FUNCTIONS}

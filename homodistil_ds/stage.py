@@ -44,7 +44,8 @@ class Stage:
     pruned has `fixed_widths` and `head_origins`: per layer, the teacher's head behind each of its own; a pruned
     student's come from its masks. `layer_map` names the teacher's layer behind each of a shallower student's.
     `measure(student, teacher)` gives the figures of what is not trained on. `loop_seconds` and `loop_cpu_seconds` are
-    what `run` took on this rank (`methods.running` notes it), `measured_cpu_seconds` the part that `evaluate` took.
+    what `run` took on this rank (`methods.running` notes it), `measured_seconds` and `measured_cpu_seconds` the part of
+    it that `evaluate` took.
     """
 
     config: RunConfig
@@ -67,16 +68,21 @@ class Stage:
     history: list[dict[str, float]] = field(default_factory=list)
     loop_seconds: float = 0.0
     loop_cpu_seconds: float = 0.0
+    measured_seconds: float = 0.0
     measured_cpu_seconds: float = 0.0
     pace: pace.Pace = field(default_factory=pace.Pace)
 
     def run(self) -> None:
         """Train; `history` gains one row of losses and widths per log line and per held-out evaluation.
 
+        The first evaluation is that of the student as it starts, unless only the end is evaluated.
+
         Raises HomodistilError: STOP-SIGNAL after a save, if this job was asked to stop.
         """
         if stop := ranks.agree_to_stop(guard.reason()):
             raise stopped(stop, self.first_step - 1, "Nothing had been done since the start.")
+        if self.first_step == 1 and self.config.eval_interval > 0:
+            self.evaluate(0)
         logged, logged_at = self.first_step - 1, time.perf_counter()
         for step in range(self.first_step, self.config.steps + 1):
             terms = self.train(step)
@@ -262,11 +268,12 @@ class Stage:
         def taught(*shown: torch.Tensor) -> Activations:
             return self.teach(*shown, reads=frozenset({"logits"}))
 
-        began = time.process_time()
+        wall, cpu = time.perf_counter(), time.process_time()
         self.engine.eval()
         values = self.measure(own, taught if self.teacher is not None else None)
         self.engine.train()
-        self.measured_cpu_seconds += time.process_time() - began
+        self.measured_seconds += time.perf_counter() - wall
+        self.measured_cpu_seconds += time.process_time() - cpu
         self.history.append({"step": step, **values, **self.kept()})
         self.monitor.scalars(step, {f"heldout/{name}": value for name, value in values.items()})
         text = "  ".join(f"{name} {value:.4f}" for name, value in values.items())

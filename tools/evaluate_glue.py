@@ -6,8 +6,9 @@
     deepspeed --num_gpus 8 tools/evaluate_glue.py ...                  the same on several ranks
 
 Every other flag of train.py works here too (--sequence_length, --task.fraction, --optimizer.warmup ...). With more than
-one learning rate, number of epochs or batch size each combination is tried with the first seed on a tenth of the
-training examples that is held out for it; the best one is then used for all seeds, with all training examples.
+one learning rate, number of epochs or batch size each combination is tried with one seed, the same whatever --seeds
+says, on a tenth of the training examples that is held out for it; the best one is then used for all seeds, with all
+training examples.
 A run that is complete is not repeated and one that was stopped goes on, so the same command finishes the table.
 Each run is a run directory <output_dir>/<task>-<seed>; beside them glue.md, glue.json and submission/.
 """
@@ -42,6 +43,7 @@ from homodistil_ds.runtime import console, launch, ranks
 from homodistil_ds.runtime.checkpoint import newest_first
 
 HELD_OUT = 0.1  # of the training examples, to choose among settings
+TRIAL_SEED = 0  # of these choices: elements of a job array, with a seed each, must choose alike
 
 
 def main(arguments: list[str]) -> int:
@@ -107,8 +109,9 @@ def chosen(
     for number, setting in enumerate(settings):
         trial = replace(
             setting,
-            seed=given.seeds[0],
+            seed=TRIAL_SEED,
             save_student=False,
+            # A folder for each element of an array: one run directory takes one run at a time.
             output_dir=str(folder / "trials" / f"{cell_name(task, given.seeds[0])}-{number}"),
             task=replace(setting.task, held_out=HELD_OUT, predict=False),
         )

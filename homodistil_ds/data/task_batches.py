@@ -161,7 +161,7 @@ class TaskBatches:
             plain=len(plain),
             weight=self.global_batch / (len(plain) * max(copies, 1)),
         )
-        whole = (*padded_pair(first, second, self.pad_id), own)
+        whole = (*padded_pair(first, second, own, self.pad_id), own)
         begin = 0 if self.teacher_reads_plain or not len(mixed) else len(plain)
         taught = tuple(None if part is None else part[begin:] for part in whole)
         return TaskBatch(whole, taught, labels, pairs)
@@ -185,9 +185,13 @@ def padded(examples: Encoded, pad_id: int, length: int = 0) -> tuple[torch.Tenso
     )
 
 
-def padded_pair(first: Encoded, second: Encoded, pad_id: int) -> tuple[torch.Tensor | None, ...]:
-    """ids, the mask of both, types, the partners' ids and types, all [R, L] of the longest of both."""
+def padded_pair(first: Encoded, second: Encoded, share: torch.Tensor, pad_id: int) -> tuple[torch.Tensor | None, ...]:
+    """ids, the mask of both, types, the partners' ids and types, all [R, L] of the longest of both.
+
+    A text whose share [R] of the mixture is 0 is not attended to: a mixture that is wholly one example is that example.
+    """
     length = int(max(first.lengths.max(), second.lengths.max()))
     ids, mask, types = padded(first, pad_id, length)
     other_ids, other_mask, other_types = padded(second, pad_id, length)
-    return ids, mask | other_mask, types, other_ids, other_types
+    both = (mask * (share > 0)[:, None]) | (other_mask * (share < 1)[:, None])
+    return ids, both, types, other_ids, other_types

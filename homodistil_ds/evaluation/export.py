@@ -141,7 +141,7 @@ def export(source: Source, output_dir: Path, dtype: torch.dtype | None = None, o
     _check_finite(rounded, dtype)
     with torch.no_grad():
         exact, expected = ([m(**batch).logits for batch in inputs] for m in (model, rounded))
-        rounding, off = proof.difference(exact, expected), 0.0
+        rounding = proof.difference(exact, expected)
     with staged(output_dir) as staging:
         save_folder(rounded, source.tokenizer, staging, dtype, None)
         off = proof.prove(staging, inputs, expected, NOTHING_LEFT)

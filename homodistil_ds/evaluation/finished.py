@@ -14,6 +14,8 @@ from homodistil_ds.errors import HomodistilError
 from homodistil_ds.evaluation.report import ModelRow
 from homodistil_ds.models.loading import folder_of
 
+TAUGHT = ("homodistil", "mixkd")  # the methods that have a teacher; the configuration names one for every method
+
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
@@ -72,11 +74,12 @@ def read_runs(folders: Sequence[Path]) -> list[Finished]:
 
 
 def models_of(runs: Sequence[Finished]) -> dict[str, str]:
-    """Label -> folder of every student and of every teacher that is a folder here.
+    """Label -> folder of every student and of every teacher that had a part in its run and is a folder here.
 
     Raises HomodistilError if there is no student.
     """
-    known = {f"teacher {name}": Path(folder_of(name)) for name in (run.settings.get("teacher") for run in runs) if name}
+    taught = [run.settings.get("teacher") for run in runs if run.method in TAUGHT]
+    known = {f"teacher {name}": Path(folder_of(name)) for name in taught if name}
     local = {label: folder for label, folder in known.items() if (folder / "config.json").exists()}
     students = {run.label: run.saved for run in runs if run.saved}
     if not students:

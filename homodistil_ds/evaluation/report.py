@@ -54,8 +54,10 @@ class Report:
     """Wall time of the training loop alone on rank 0, since the last start: cuts, evaluations and checkpoints too."""
     loop_cpu_seconds: float
     """CPU time of that process in the same time."""
+    measured_seconds: float
+    """The part of loop_seconds that evaluations along the way took."""
     measured_cpu_seconds: float
-    """The part of it that evaluations along the way took."""
+    """The same part of loop_cpu_seconds."""
     world_size: int
     zero_stage: int
     precision: str

@@ -36,6 +36,8 @@ class TaskReport:
     loop_seconds: float
     """Wall time of the training loop alone on rank 0, since the last start."""
     loop_cpu_seconds: float
+    measured_cpu_seconds: float
+    """The part of it that evaluations along the way took."""
     world_size: int
     zero_stage: int
     precision: str

@@ -137,6 +137,7 @@ def build_report(
         train_flops=flops.of_run(setting, stage),
         loop_seconds=stage.loop_seconds,
         loop_cpu_seconds=stage.loop_cpu_seconds,
+        measured_seconds=stage.measured_seconds,
         measured_cpu_seconds=stage.measured_cpu_seconds,
         world_size=ranks.world_size(),
         zero_stage=zero_stage,
@@ -181,8 +182,7 @@ def draw(setting: Setting, stage: Stage) -> dict:
     drawn = {"losses": figures.loss_curves(steps, {name: [row[name] for row in losses] for name in names})}
     if stage.pruner is not None:
         sizes = ("hidden", "ffn", "heads", "head_size")
-        start = {"step": 0, "discrepancy_kl": 0.0, "kept_hidden": setting.plan.full.hidden}
-        evaluations = [start, *(row for row in stage.history if "discrepancy_kl" in row)]
+        evaluations = [row for row in stage.history if "discrepancy_kl" in row]
         drawn["widths"] = figures.width_curve(
             steps, {name: [int(row[f"kept_{name}"]) for row in losses] for name in sizes}, vars(setting.target)
         )

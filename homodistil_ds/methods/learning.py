@@ -43,7 +43,7 @@ def learn(setting: TaskSetting, source: PreTrainedModel | None = None, taught: W
     def build(widths: Widths) -> Engine:
         torch.manual_seed(config.seed)
         model = with_dropout(setting.model, config.task.dropout).train().requires_grad_(True)
-        student = Student(model, plan.family, objective.student_reads(), taught.full.hidden, run=task_forward)
+        student = Student(model, plan.family, objective.student_reads(), teacher_hidden=None, run=task_forward)
         return setting.engine_of(student, setting.ds_config)
 
     engine = start_from(setting, None, build, lambda: build(plan.full))
@@ -124,6 +124,7 @@ def build_report(
         wall_seconds=seconds,
         loop_seconds=stage.loop_seconds,
         loop_cpu_seconds=stage.loop_cpu_seconds,
+        measured_cpu_seconds=stage.measured_cpu_seconds,
         world_size=ranks.world_size(),
         zero_stage=zero_stage,
         precision=ds_config.precision(setting.ds_config),

@@ -19,6 +19,7 @@ from homodistil_ds.methods.task_setting import prepare_task
 from homodistil_ds.models.depth import layer_map
 from homodistil_ds.models.families import plan_for
 from homodistil_ds.models.tasks import knows_a_task, load_classifier
+from homodistil_ds.models.width import WidthPlan
 from homodistil_ds.runtime import ranks
 from homodistil_ds.runtime.checkpoint import find, newest_first
 from homodistil_ds.task_config import TaskLossConfig
@@ -89,11 +90,24 @@ def check_pair(config: RunConfig) -> None:
     for plan in plans:
         check_length(config, plan)
     layer_map(plans[1].layers, plans[0].layers, config.student.layers)
-    if config.task_loss.patience > 0 and plans[0].layers < 2:
+    if config.task_loss.patience > 0:
+        check_patience(config, *plans)
+
+
+def check_patience(config: RunConfig, own: WidthPlan, its: WidthPlan) -> None:
+    """(B6) has states of one width on both sides, and nothing trained between them."""
+    if own.layers < 2:
         raise HomodistilError(
             "CFG-LOSS",
             f"--task_loss.patience compares all layers but the last, and --model {config.model} has one",
             "Set --task_loss.patience 0, or give a model of two layers or more.",
+        )
+    if own.full.hidden != its.full.hidden:
+        raise HomodistilError(
+            "CFG-LOSS",
+            f"--task_loss.patience compares states of one width, and --model {config.model} has {own.full.hidden}, "
+            f"--teacher {config.teacher} {its.full.hidden}",
+            "Set --task_loss.patience 0, or give a model of the teacher's hidden size, such as its first layers.",
         )
 
 

@@ -16,7 +16,8 @@ from homodistil_ds.models.width import WidthPlan
 def layer_map(teacher: int, student: int | None, which: str) -> tuple[int, ...]:
     """The teacher's layer behind each of the student's, counted from 0.
 
-    "uniform" takes the last layer of each of as many stretches (B3: g(m) = m L_T / L_S), "first" the first ones.
+    "uniform" takes the last layer of each of as many stretches (B3: g(m) = m L_T / L_S), "spread" the first, the last
+    and evenly between them (of 12 layers DistilBERT's 0, 2, 4, 7, 9, 11), "first" the first ones.
     Raises HomodistilError for more layers than the teacher's and for none.
     """
     student = teacher if student is None else student
@@ -28,6 +29,8 @@ def layer_map(teacher: int, student: int | None, which: str) -> tuple[int, ...]:
         )
     if which == "first":
         return tuple(range(student))
+    if which == "spread":
+        return tuple(round(place * (teacher - 1) / max(1, student - 1)) for place in range(student))
     return tuple((place + 1) * teacher // student - 1 for place in range(student))
 
 

@@ -128,7 +128,8 @@ class Student(nn.Module):
     """What is trained: a Hugging Face model, and the projections that lift its states to the teacher's width.
 
     The projections start as the identity (rectangular where the student starts narrower), live and are cut with the
-    `hidden` group, and are never exported. Its parameters are the model's under the prefix `model.`.
+    `hidden` group, and are never exported; without `teacher_hidden` there are none, and states are compared as they
+    are. Its parameters are the model's under the prefix `model.`.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class Student(nn.Module):
         model: PreTrainedModel,
         family: Family,
         reads: Collection[Read],
-        teacher_hidden: int,
+        teacher_hidden: int | None,
         run: Run = forward,
     ) -> None:
         super().__init__()
@@ -148,7 +149,7 @@ class Student(nn.Module):
         hidden = model.config.hidden_size
         self.projections = nn.ModuleDict()
         for name in ("hidden", "embedding"):
-            if name in self.reads:
+            if teacher_hidden is not None and name in self.reads:
                 like = next(model.parameters())  # already in low precision where ZeRO-3 built the model
                 projection = nn.Linear(hidden, teacher_hidden, bias=False, dtype=like.dtype, device=like.device)
                 nn.init.eye_(projection.weight)
@@ -157,6 +158,8 @@ class Student(nn.Module):
     def forward(self, *shown: torch.Tensor, reads: Collection[Read] | None = None) -> Activations:
         """Activations with hidden and embedding states at the teacher's width [B, L, teacher H]."""
         own = self.run(self.model, self.family, *shown, reads=self.reads if reads is None else reads)
+        if not self.projections:
+            return own
         hidden = tuple(self.projections["hidden"](state) for state in own.hidden)
         embedding = None if own.embedding is None else self.projections["embedding"](own.embedding)
         return own._replace(hidden=hidden, embedding=embedding)

@@ -76,10 +76,14 @@ def load_classifier(
 
 
 def _check_classes(source: str, config: PretrainedConfig, names: Mapping[int, str]) -> None:
-    """A trained head must be one for these classes in this order; names that transformers made up say nothing."""
+    """A trained head must be one for these classes in this order, in capitals or not.
+
+    Names that transformers made up say nothing.
+    """
     own = {int(number): str(name) for number, name in (config.id2label or {}).items()}
     unnamed = all(name.startswith("LABEL_") for name in own.values())
-    if len(own) != len(names) or not (unnamed or own == dict(names)):
+    alike = {n: name.casefold() for n, name in own.items()} == {n: name.casefold() for n, name in names.items()}
+    if len(own) != len(names) or not (unnamed or alike):
         raise HomodistilError(
             "DATA-CLASSES",
             f"{source} was trained for {len(own)} classes, this task has {len(names)}: "

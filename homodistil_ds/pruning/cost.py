@@ -1,7 +1,9 @@
 """What one training step costs at given widths: FLOPs per token, from the width table alone. No seconds, no bytes.
 
 A multiply-add is 2 FLOPs. Element-wise work (norms, activations, softmax, the losses, Adam) is left out: it falls with
-the width like attention does, and is small beside the matrices.
+the width like attention does, and is small beside the matrices. So are the products that the losses `scores`,
+`value_relation` and `relation` make anew: `scores` at most half of what attention takes, the others one and three such
+products in one layer.
 """
 
 from __future__ import annotations

@@ -7,12 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification, BertConfig
 from words import CLS, PAD, SEP, words_tokenizer
 
 from homodistil_ds.data.corpus import Order
 from homodistil_ds.data.glue import Examples
 from homodistil_ds.data.task_batches import WINDOW, Encoded, TaskBatch, TaskBatches, encode, padded, padded_pair
 from homodistil_ds.distillation import mixup
+from homodistil_ds.models.families import FAMILIES
+from homodistil_ds.models.tasks import task_forward
 from homodistil_ds.task_config import MixupConfig
 
 EXAMPLES, GLOBAL, SEED = 150, 8, 5
@@ -71,7 +74,7 @@ def rows_of(batch: TaskBatch) -> tuple[list[Row], list[Row]]:
     assert other_types is not None
     assert share is not None
     assert torch.equal(share, batch.pairs.share)
-    assert torch.equal(mask.bool(), (ids != PAD) | (other_ids != PAD))
+    assert torch.equal(mask.bool(), ((ids != PAD) & (share > 0)[:, None]) | ((other_ids != PAD) & (share < 1)[:, None]))
     assert int(mask.sum(1).max()) == mask.shape[1], "no column without a token"
     rows: list[Row] = [
         (
@@ -136,7 +139,7 @@ def test_a_pair_of_rows_is_masked_where_both_end() -> None:
     order = np.argsort(PAIRS.lengths)
     short, long = PAIRS.take(order[:2]), PAIRS.take(order[-2:])
     for first, second in ((short, long), (long, short)):
-        ids, mask, _, other_ids, _ = padded_pair(first, second, PAD)
+        ids, mask, _, other_ids, _ = padded_pair(first, second, torch.full((2,), 0.5), PAD)
         assert ids is not None
         assert mask is not None
         assert other_ids is not None
@@ -185,6 +188,26 @@ def test_partners_shares_and_labels_are_those_that_were_drawn(ratio: float) -> N
             )
             for place in copied
         ]
+
+
+@pytest.mark.parametrize("share", [1.0, 0.0])
+def test_a_mixture_that_is_wholly_one_example_is_that_example_to_a_model(
+    share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A share of exactly 1 makes mixing plain distillation: the partner shows nowhere, not as positions either."""
+    partner = np.roll(np.arange(GLOBAL), 3)
+    monkeypatch.setattr(mixup, "draw", lambda *_: (partner, np.full(GLOBAL, share, np.float32)))
+    (batch,) = batches().micro_batches(1)
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = BertConfig(vocab_size=4005, num_labels=3, initializer_range=0.5, **small)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    with torch.no_grad():
+        logits = task_forward(model, FAMILIES["bert"], *batch.shown, reads={"logits"}).logits
+    assert logits is not None
+    expected = logits[:GLOBAL] if share == 1.0 else logits[:GLOBAL][partner]
+    torch.testing.assert_close(logits[GLOBAL:], expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(logits[:GLOBAL], logits[:GLOBAL][partner], atol=1e-2), "examples are told apart"
 
 
 def whole(example: int) -> tuple[int, ...]:

@@ -178,6 +178,17 @@ def test_a_saved_student_is_shown_how_to_load_and_can_be_timed(tmp_path: Path) -
         models_of(runs[1:])
 
 
+@pytest.mark.parametrize(("method", "taught"), [("homodistil", True), ("mixkd", True), ("finetune", False)])
+def test_a_teacher_is_timed_only_where_it_had_a_part(method: str, taught: bool, tmp_path: Path) -> None:
+    for name in ("teacher", "run/student"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / "run" / "report.json").write_text(json.dumps(report("run", 64, method=method)))
+    (tmp_path / "run" / "run_config.json").write_text(json.dumps({"teacher": str(tmp_path / "teacher")}))
+    its = {f"teacher {tmp_path / 'teacher'}": str(tmp_path / "teacher")} if taught else {}
+    assert models_of(read_runs([tmp_path / "run"])) == {**its, "run": str(tmp_path / "run" / "student")}
+
+
 def test_latency_is_in_milliseconds_and_sequences(language: list[LanguageRun]) -> None:
     page = comparison(language, "t", {}, Latency(labels=["half", "small"], measured=MEASURED))
     table, conditions = page.sections["Latency"]

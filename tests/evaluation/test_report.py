@@ -51,6 +51,7 @@ REPORT = Report(
     train_flops=1e15,
     loop_seconds=180.0,
     loop_cpu_seconds=175.0,
+    measured_seconds=6.0,
     measured_cpu_seconds=5.0,
     world_size=2,
     zero_stage=2,

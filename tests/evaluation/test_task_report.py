@@ -31,6 +31,7 @@ REPORT = TaskReport(
     wall_seconds=100.0,
     loop_seconds=80.0,
     loop_cpu_seconds=75.0,
+    measured_cpu_seconds=2.5,
     world_size=2,
     zero_stage=2,
     precision="bf16",

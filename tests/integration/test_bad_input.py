@@ -70,10 +70,11 @@ class Inputs:
             *("--task.name", "SST-2", "--task.data", str(data), *changed),
         ]
 
-    def classifier(self, classes: int, positions: int = 64) -> str:
+    def classifier(self, classes: int, positions: int = 64, hidden: int = 32) -> str:
         """A model that was trained for a task, with the tokenizer of the others."""
         folder = self.folder / "classifier"
-        config = AutoConfig.from_pretrained(self.teacher, num_labels=classes, max_position_embeddings=positions)
+        changed = {"num_labels": classes, "max_position_embeddings": positions, "hidden_size": hidden}
+        config = AutoConfig.from_pretrained(self.teacher, **changed)
         AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
         AutoTokenizer.from_pretrained(self.teacher).save_pretrained(folder)
         return str(folder)
@@ -222,6 +223,11 @@ def task_longer_than_the_teacher(inputs: Inputs) -> tuple[list[str], list[str]]:
     return inputs.task_flags("mixkd", "--teacher", inputs.classifier(2, 24)), ["sequence_length 32", "Use 24 or less"]
 
 
+def patience_with_a_teacher_of_another_width(inputs: Inputs) -> tuple[list[str], list[str]]:
+    flags = inputs.task_flags("pkd", "--teacher", inputs.classifier(2, hidden=16))
+    return flags, ["states of one width", "has 32", "16", "--task_loss.patience 0", "first layers"]
+
+
 def teacher_of_a_finetune(inputs: Inputs) -> tuple[list[str], list[str]]:
     return inputs.task_flags("finetune", "--task_loss.kd", "1"), ["method finetune", "--method mixkd"]
 
@@ -279,6 +285,7 @@ CASES: dict[Case, str] = {
     teacher_of_another_vocabulary: "DATA-VOCABULARY",
     task_longer_than_the_model: "CFG-LENGTH",
     task_longer_than_the_teacher: "CFG-LENGTH",
+    patience_with_a_teacher_of_another_width: "CFG-LOSS",
     teacher_of_a_finetune: "CFG-RANGE",
     nothing_to_go_on_with: "CKPT-NONE",
     used_output_dir_of_a_task: "CFG-USED-DIR",

@@ -24,6 +24,8 @@ SMALL: dict[str, dict[str, object]] = {
     "tinybert": {**HALF, **SHALLOW},
     "minilm": {**HALF, "student.num_hidden_layers": 2},
     "minilmv2": {**HALF, "student.num_hidden_layers": 2, "loss.relation_heads": 8},
+    "magnitude": {**HALF, "pruning.interval": 1},
+    "random_start": HALF,
     "one_shot": {**HALF, "pruning.interval": 1, "pruning.start": 0.25, "pruning.end": 0.25},
     "masks_at_the_end": {**HALF, "pruning.interval": 1, "pruning.start": 0.25, "pruning.end": 0.25},
 }

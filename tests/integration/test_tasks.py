@@ -110,7 +110,8 @@ def test_ranks_and_zero_stages_change_neither_losses_nor_scores(one: Results, tw
     for name, own in found.items():
         expected = straight[name]
         assert (expected["world_size"], own["world_size"]) == (1, 2)
-        assert len(own["history"]) == STEPS + 2, "a row per step and two evaluations"
+        assert len(own["history"]) == STEPS + 3, "a row per step and three evaluations"
+        assert [row["step"] for row in own["history"] if "score" in row] == [0, 5, STEPS]
         for row, its in zip(own["history"], expected["history"], strict=True):
             assert row == pytest.approx(its, rel=1e-5, abs=1e-6)
         for split, metrics in own["metrics"].items():
@@ -118,7 +119,7 @@ def test_ranks_and_zero_stages_change_neither_losses_nor_scores(one: Results, tw
     assert found["student"]["teacher_metrics"] == found["teacher"]["metrics"]
     assert found["teacher"]["teacher_metrics"] is None
     read = {
-        name: set(own["history"][0]) & {"task", "mixed_task", "mixed_kd", "patience"} for name, own in found.items()
+        name: set(own["history"][1]) & {"task", "mixed_task", "mixed_kd", "patience"} for name, own in found.items()
     }
     assert read == {"student": {"task", "mixed_task", "mixed_kd", "patience"}, "teacher": {"task"}}
 

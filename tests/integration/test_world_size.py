@@ -37,6 +37,16 @@ def test_one_and_two_ranks_reach_the_same_held_out_loss(one_rank: Path, two_rank
     assert first["corpus_fingerprint"] == second["corpus_fingerprint"]
 
 
+def test_the_first_evaluation_finds_the_untouched_teacher(one_rank: Path, two_ranks: Path) -> None:
+    for found in (report(one_rank), report(two_ranks)):
+        evaluated = [row for row in found["history"] if "heldout_loss" in row]
+        assert [row["step"] for row in evaluated] == [0, 30, 60]
+        assert evaluated[0] == found["history"][0]
+        assert evaluated[0]["discrepancy_kl"] == pytest.approx(0.0, abs=1e-6)
+        assert evaluated[0]["heldout_loss"] == pytest.approx(found["teacher"]["heldout_loss"], abs=1e-5)
+        assert evaluated[0]["kept_hidden"] == 32
+
+
 def test_every_prune_event_was_agreed_on(two_ranks: Path) -> None:
     assert report(two_ranks)["digests_checked"] > 0
 

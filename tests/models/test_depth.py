@@ -20,6 +20,10 @@ from homodistil_ds.runtime.placement import fill
         (6, 4, "uniform", (0, 2, 3, 5)),
         (6, 1, "uniform", (5,)),
         (6, 3, "first", (0, 1, 2)),
+        (12, 6, "spread", (0, 2, 4, 7, 9, 11)),
+        (6, 6, "spread", (0, 1, 2, 3, 4, 5)),
+        (6, 2, "spread", (0, 5)),
+        (6, 1, "spread", (0,)),
         (6, None, "uniform", (0, 1, 2, 3, 4, 5)),
     ],
 )

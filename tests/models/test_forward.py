@@ -94,6 +94,19 @@ def test_a_student_at_step_0_lifts_its_states_by_the_exact_identity(
 
 
 @torch.no_grad()
+def test_without_the_teachers_width_a_student_is_its_model_alone(
+    model: PreTrainedModel, plan: WidthPlan, ids: torch.Tensor
+) -> None:
+    """Nothing that could be trained lies between its states and those that they are compared with."""
+    student = Student(model, plan.family, ALL, teacher_hidden=None)
+    assert {name for name, _ in student.named_parameters()} == {f"model.{name}" for name, _ in model.named_parameters()}
+    plain, own = forward(model, plan.family, ids, POSITIONS, ALL), student(ids, POSITIONS)
+    assert plain.embedding is not None
+    for mine, theirs in zip((own.embedding, *own.hidden), (plain.embedding, *plain.hidden), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@torch.no_grad()
 def test_a_student_has_projections_only_for_what_is_read_and_asks_for_less_in_an_evaluation(
     model: PreTrainedModel, plan: WidthPlan, ids: torch.Tensor
 ) -> None:

@@ -193,6 +193,22 @@ def test_a_trained_head_is_kept_and_its_classes_get_their_names(variant: str, tm
     assert config.label2id == {name: number for number, name in enumerate(NAMES)}
 
 
+def test_class_names_in_capitals_are_the_same_classes_and_others_are_not(tmp_path: Path) -> None:
+    source = saved("bert", 2, tmp_path)
+    config = AutoConfig.from_pretrained(source)
+    for own, fits in ((["NEGATIVE", "POSITIVE"], True), (["POSITIVE", "NEGATIVE"], False), (["bad", "good"], False)):
+        config.id2label, config.label2id = dict(enumerate(own)), {name: number for number, name in enumerate(own)}
+        config.save_pretrained(tmp_path)
+        if fits:
+            assert load_classifier(source, ["negative", "positive"])[0].config.id2label == {
+                0: "negative",
+                1: "positive",
+            }
+        else:
+            with pytest.raises(HomodistilError, match=f"{own[0]}, {own[1]} are not negative, positive"):
+                load_classifier(source, ["negative", "positive"])
+
+
 @pytest.mark.parametrize(("trained", "classes"), [(2, NAMES), (3, ()), (1, NAMES)])
 def test_a_head_for_another_number_of_classes_is_refused(trained: int, classes: list[str], tmp_path: Path) -> None:
     with pytest.raises(HomodistilError, match=f"trained for {trained} classes, this task has {len(classes) or 1}") as e:
