@@ -338,6 +338,19 @@ def suspend(rank: int) -> Fault:
     return Fault("SIGSTOP of a rank", act, error="DIST-HANG", flags=("--step_timeout", str(STEP_TIMEOUT)))
 
 
+def with_two_checkpoints(chain: Chain) -> None:
+    """Of a start that was killed after them, unless the chain has them already."""
+    if len(checkpoint.newest_first(chain.checkpoints)) >= 2:
+        return
+    job = chain.start()
+    try:
+        chain.wait_for_start(job)
+        job.wait_until(lambda: job.text().count("saved ") >= 2, "two saves")
+    finally:
+        job.clear()
+    chain.reached = max(job.last_step() or 0, chain.resumed)
+
+
 def damage(path: Path, way: str) -> None:
     content = path.read_bytes()
     if way == "missing":
@@ -354,6 +367,7 @@ def damaged(name: str, way: str) -> Fault:
     """The newest checkpoint is damaged between two starts; the next one must say so and take the one before."""
 
     def before(chain: Chain) -> None:
+        with_two_checkpoints(chain)
         chain.settle(int(checkpoint.newest_first(chain.checkpoints)[0].name[5:]))
         damage(checkpoint.newest_first(chain.checkpoints)[0] / name, way)
 
@@ -375,6 +389,7 @@ def damaged(name: str, way: str) -> Fault:
 
 def latest_says(text: str | None) -> Fault:
     def before(chain: Chain) -> None:
+        with_two_checkpoints(chain)
         path = chain.checkpoints / "latest"
         path.unlink()
         if text is not None:
