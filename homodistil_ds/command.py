@@ -74,7 +74,9 @@ def to_the_end(run: Callable[[], None], debug: bool) -> int:
         return error.exit_code
     except SystemExit as left:
         if first and left.code == EXIT_CODES["STOP"]:
-            exit_reason.tell_launcher(EXIT_CODES["STOP"], "STOP-SIGNAL", "stopped by a signal while starting")
+            what = "stopped by a signal while starting; nothing was done yet"
+            exit_reason.tell_launcher(EXIT_CODES["STOP"], "STOP-SIGNAL", what)
+            console.call_out(f"homodistil_ds: {what}")
         raise
     if first:
         exit_reason.tell_launcher(0, "DONE", "the run is complete")

@@ -13,18 +13,21 @@ class HomodistilError(Exception):
     """A fault the user can act on.
 
     `error_id` starts with the family that decides the exit code (CFG-UNKNOWN-KEY leaves with 2); `what` says what is
-    wrong and where, `remedy` what to do next, `kept` what happened to earlier work.
+    wrong and where, `remedy` what to do next, `kept` what happened to earlier work, `step` the last step done, if any.
     """
 
-    def __init__(self, error_id: str, what: str, remedy: str, kept: str = NOTHING_STARTED) -> None:
+    def __init__(
+        self, error_id: str, what: str, remedy: str, kept: str = NOTHING_STARTED, step: int | None = None
+    ) -> None:
         super().__init__(what)
         self.error_id = error_id
         self.what = what
         self.remedy = remedy
         self.kept = kept
+        self.step = step
 
-    def __reduce__(self) -> tuple[type[HomodistilError], tuple[str, str, str, str]]:
-        return HomodistilError, (self.error_id, self.what, self.remedy, self.kept)
+    def __reduce__(self) -> tuple[type[HomodistilError], tuple[str, str, str, str, int | None]]:
+        return HomodistilError, (self.error_id, self.what, self.remedy, self.kept, self.step)
 
     @property
     def exit_code(self) -> int:

@@ -124,6 +124,7 @@ class Stage:
             f"step {step}: a gradient is not a finite number",
             LESS_STEEP,
             "The weights of the step before are untouched; checkpoints written so far are valid.",
+            step - 1,
         )
 
     def attempt(self, step: int) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor | None, bool]:
@@ -221,6 +222,7 @@ class Stage:
                 f"step {step}: the loss is not a finite number ({losses})",
                 LESS_STEEP,
                 "Checkpoints written before this step are valid.",
+                step,
             )
         rate = self.batches.tokens_per_step * steps_per_second
         widths = self.widths()
@@ -302,7 +304,7 @@ class Stage:
 
 def stopped(reason: str, step: int, kept: str) -> HomodistilError:
     remedy = "Go on with the same command and --resume auto." if step else "Start the same command again."
-    return HomodistilError("STOP-SIGNAL", f"stopped after step {step}: {reason}", remedy, kept)
+    return HomodistilError("STOP-SIGNAL", f"stopped after step {step}: {reason}", remedy, kept, step)
 
 
 def learning_rate(config: RunConfig, step: int) -> float:

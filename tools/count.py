@@ -3,6 +3,8 @@
 python tools/count.py                      # every HomoBERT preset, from BERT-base
 """
 
+import argparse
+
 from transformers import BertConfig
 
 from homodistil_ds.models.families import plan_for, target_widths
@@ -13,6 +15,8 @@ BERT_BASE = BertConfig()  # 12 layers, hidden 768, 12 heads, ffn 3072, 30,522 wo
 
 
 def main() -> None:
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.parse_args()
     plan = plan_for(BERT_BASE)
     print(f"{'millions':18} {'widths':>14} {'word emb.':>10} {'matrices':>9} {'encoder':>8} {'total':>8}")
     shapes = {"bert-base": plan.full}

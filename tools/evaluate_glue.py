@@ -33,6 +33,7 @@ if __name__ == "__main__":
 from homodistil_ds.command import parse, to_the_end
 from homodistil_ds.config import RunConfig, load_run_config
 from homodistil_ds.data.glue import TASKS, task_named
+from homodistil_ds.data.glue_files import check_files
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.evaluation.glue_table import cell_name, write_table
 from homodistil_ds.machine import Machine
@@ -61,7 +62,10 @@ def fill_table(given: argparse.Namespace, rest: list[str], arguments: list[str])
         raise HomodistilError(
             "CFG-PRESET", f"--preset {given.preset} learns no task", "Use finetune, mixkd, task_kd or pkd."
         )
-    folder = Path(given.output_dir or f"runs/glue-{name_of(given.model)}")
+    of_preset = "" if given.preset == "finetune" else f"-{given.preset}"
+    folder = Path(given.output_dir or f"runs/glue-{name_of(given.model)}{of_preset}")
+    for task in tasks:  # before hours go into the first of them
+        check_files(given.data, task_named(task))
     with process_group(config.method):
         command = command_of("tools/evaluate_glue.py", arguments)
         for task in tasks:
@@ -82,7 +86,7 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument("--data", default="nyu-mll/glue", help="folder of task folders, or a hub data set")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), metavar="TASK")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED")
-    parser.add_argument("--output_dir", help="default: runs/glue-<model>")
+    parser.add_argument("--output_dir", help="default: runs/glue-<model>, of other presets -<preset>")
     parser.add_argument("--preset", default="finetune", help="finetune, mixkd, task_kd or pkd")
     parser.add_argument("--learning_rates", nargs="+", type=float)
     parser.add_argument("--epochs", nargs="+", type=float)
@@ -147,7 +151,12 @@ def has_begun(run_dir: Path) -> bool:
 def check_same(config: RunConfig, run_dir: Path) -> None:
     """A complete run counts only if it is the one that is wanted. Raises HomodistilError."""
     before = load_run_config(run_dir / "run_config.json")
-    check_same_values(replace(config, steps=config.steps or before.steps), asdict(before), run_dir, run_dir)
+    try:
+        check_same_values(replace(config, steps=config.steps or before.steps), asdict(before), run_dir, run_dir)
+    except HomodistilError as error:
+        what = error.what.removeprefix("--resume: ")
+        remedy = "A table is of one model and one method: name another --output_dir, or give the flags of this one."
+        raise HomodistilError(error.error_id, what, remedy) from error
 
 
 def clear(run_dir: Path, keep_models: bool) -> None:

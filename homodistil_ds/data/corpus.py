@@ -103,7 +103,14 @@ def load(folder: Path, tokenizer: PreTrainedTokenizerBase, sequence_length: int,
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """Raises HomodistilError DATA-CACHE."""
+    """Raises HomodistilError: DATA-CORPUS for what was never prepared, DATA-CACHE for what is damaged."""
+    if not (folder / INDEX).exists():
+        raise HomodistilError(
+            "DATA-CORPUS",
+            f"{folder} is not a prepared corpus: it has no {INDEX}",
+            f"Prepare one from it: python tools/prepare_corpus.py --corpus {folder} --output_dir corpora/mine\n"
+            "or name the folder `corpus` of a run.",
+        )
     try:
         index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         known = index["format"] == FORMAT

@@ -44,6 +44,14 @@ def read_split(data: str, task: Task, split: str) -> Examples:
         raise _fault(f"{where}: {error}", remedy) from error
 
 
+def check_files(data: str, task: Task) -> None:
+    """Raises HomodistilError where a local folder lacks a file that a run of the task reads; opens none."""
+    if is_local(data):
+        folder = _folder(Path(data), task)
+        for split in ("train", *task.evaluation):
+            _files(folder, split)
+
+
 def _fault(what: str, remedy: str) -> HomodistilError:
     return HomodistilError("DATA-GLUE", what, remedy)
 
@@ -55,7 +63,7 @@ def _folder(data: Path, task: Task) -> Path:
     if len(found) != 1:
         names = " and ".join(path.name for path in found) or "none"
         what = f"{data}: one folder of the task {task.name} is expected, found {names}"
-        raise _fault(what, f"Put its files into {data / task.name}, and keep only this one.")
+        raise _fault(what, f"Put its files into {data / task.name}, and keep only this one; or choose other tasks.")
     return found[0]
 
 

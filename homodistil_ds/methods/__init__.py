@@ -77,13 +77,13 @@ def run_method(config: RunConfig, machine: Machine, command: str) -> None:
 
 def _leave_reason(run_dir: Path, error: Exception) -> None:
     """Only the holder of the folder writes into it; a rank that lost another one may, if nobody else has."""
-    code, name, what = 1, "INTERNAL", f"{type(error).__name__}: {error}"
+    code, name, what, step = 1, "INTERNAL", f"{type(error).__name__}: {error}", None
     if isinstance(error, HomodistilError):
-        code, name, what = error.exit_code, error.error_id, error.what
+        code, name, what, step = error.exit_code, error.error_id, error.what, error.step
     lost = name == "DIST-LOST-RANK"
     if (lost or claim.is_held(run_dir)) and not (lost and (run_dir / FILE_NAME).exists()):
         last = checkpoint.newest_name(run_dir / "checkpoints")
-        write_exit_reason(run_dir, code, name, what, ranks.rank(), None, last)
+        write_exit_reason(run_dir, code, name, what, ranks.rank(), step, last)
 
 
 def _stopped(run_dir: Path) -> HomodistilError:

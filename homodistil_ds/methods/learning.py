@@ -117,7 +117,7 @@ def build_report(
         primary=primary_score(task, metrics),
         teacher_metrics=its,
         steps=config.steps,
-        epochs=config.task.epochs,
+        epochs=config.steps * config.global_batch_size / len(setting.data.train),
         train_examples=len(setting.data.train),
         seed=config.seed,
         learning_rate=config.learning_rate,

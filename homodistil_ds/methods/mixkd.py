@@ -64,6 +64,8 @@ def teach(config: RunConfig, machine: Machine, command: str) -> str:
     else:
         resume = "auto" if ranks.told_by(0, bool(newest_first(run_dir / "checkpoints"))) else "never"
         setting = prepare_task(own, replace(machine, resume=resume), command, within=whole)
+        line = f"the teacher {config.teacher} does not know {config.task.name} yet: it learns it first, in {run_dir}"
+        setting.monitor.line(line)
         # The whole run is under way from here on: it says how it ended, and keeps others out.
         ranks.on_first(lambda: hold(whole, say))
         learn(setting)

@@ -144,7 +144,9 @@ def check_tokenizer(
 def check_files(source: str, flag: str = "--teacher") -> None:
     """Fail early, and by file name, on what transformers reports poorly."""
     folder = Path(source)
+    # No hub account is called like a folder that is here.
     looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1
+    looks_local = looks_local or ("/" in source and folder.parent.is_dir())
     if not folder.exists():
         if looks_local:
             raise HomodistilError("DATA-TEACHER", f"{flag} {source}: no such folder", "Check the path.")

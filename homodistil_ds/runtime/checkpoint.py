@@ -245,6 +245,11 @@ def _none_found(asked: str, folder: Path, explicit: Path | None, problems: list[
             " in another --output_dir." if problems else "."
         )
         return HomodistilError("CKPT-NONE", f"--resume {asked}: {what}", remedy)
+    if not explicit.is_dir():
+        there = ", ".join(path.name for path in newest_first(explicit.parent)) or "none"
+        return HomodistilError(
+            "CKPT-NONE", f"{explicit}: there is no such checkpoint", f"Checkpoints in {explicit.parent}: {there}."
+        )
     good = next((path for path in newest_first(explicit.parent) if problem_of(path) is None), None)
     remedy = f"The newest whole one beside it is {good}." if good else "Name a folder step-<n> of a run's checkpoints."
     return HomodistilError("CKPT-DAMAGED", f"--resume {'; '.join(problems)}", remedy)

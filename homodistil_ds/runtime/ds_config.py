@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import json
 from pathlib import Path
@@ -82,7 +83,11 @@ def read(path: Path) -> dict[str, Any]:
             raise HomodistilError(
                 "CFG-TYPE", f"{path}: '{key}' is {values[key]!r}", f'Use an object, such as {{"{key}": {{...}}}}.'
             )
-    stage = values.get("zero_optimization", {}).get("stage", 0)
+    zero = values.get("zero_optimization", {})
+    if "stage" not in zero and (meant := difflib.get_close_matches("stage", zero, n=1)):
+        what = f"{path}: unknown DeepSpeed key '{meant[0]}' in zero_optimization"
+        raise HomodistilError("CFG-UNKNOWN-KEY", what, "Did you mean 'stage'?")
+    stage = zero.get("stage", 0)
     if stage not in (0, 1, 2, 3):
         raise HomodistilError("CFG-STAGE", f"{path}: ZeRO stage {stage!r}", "Use stage 0, 1, 2 or 3.")
     if "data_types" in values:

@@ -10,7 +10,7 @@ from transformers import BertTokenizerFast
 from words import LENGTH, documents, words_tokenizer
 
 from homodistil_ds.data import packing
-from homodistil_ds.data.corpus import INDEX, Corpus, Order, Rows, is_prepared, load, verify
+from homodistil_ds.data.corpus import INDEX, Corpus, Order, Rows, is_prepared, load, read_index, verify
 from homodistil_ds.data.prepare import prepare
 from homodistil_ds.errors import HomodistilError
 
@@ -94,6 +94,14 @@ def test_damage_is_seen_at_once(folder: Path, damage: Callable[[Path], None]) ->
     with pytest.raises(HomodistilError, match="damaged") as caught:
         read(folder)
     assert caught.value.error_id == "DATA-CACHE"
+
+
+def test_a_folder_of_texts_is_not_called_damaged(tmp_path: Path) -> None:
+    """Whose remedy would be to remove it."""
+    (tmp_path / "mine.txt").write_text("A text.")
+    with pytest.raises(HomodistilError, match="is not a prepared corpus") as caught:
+        read_index(tmp_path)
+    assert "emove" not in caught.value.remedy
 
 
 def test_verify_sees_one_changed_byte(folder: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from glue_layouts import FIRST, OFFICIAL, SECOND
 
 from homodistil_ds.data.glue import TASKS, Examples
-from homodistil_ds.data.glue_files import NO_SPLIT, read_split
+from homodistil_ds.data.glue_files import NO_SPLIT, check_files, read_split
 from homodistil_ds.errors import HomodistilError
 
 SPLITS = [(name, split) for name, task in TASKS.items() for split in task.splits]
@@ -80,6 +80,18 @@ def test_the_last_row_may_end_early_and_rows_may_end_in_crlf(tmp_path: Path, nam
         found = read_split(str(tmp_path), TASKS[name], split)
         assert (found.first, found.second) == (whole.first, whole.second)
         np.testing.assert_array_equal(found.labels, whole.labels)
+
+
+def test_what_a_run_would_miss_is_named_before_it_starts(tmp_path: Path) -> None:
+    task = TASKS["MNLI"]
+    (tmp_path / "MNLI").mkdir()
+    for split in ("train", *task.evaluation):
+        with pytest.raises(HomodistilError, match=f"no file of the split '{split}'"):
+            check_files(str(tmp_path), task)
+        (tmp_path / "MNLI" / f"{split}.tsv").touch()
+    check_files(str(tmp_path), task)
+    with pytest.raises(HomodistilError, match="one folder of the task RTE is expected"):
+        check_files(str(tmp_path), TASKS["RTE"])
 
 
 def test_five_annotators_in_the_evaluation_files_of_mnli(tmp_path: Path) -> None:

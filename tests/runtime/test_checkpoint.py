@@ -131,6 +131,12 @@ def test_nothing_to_go_on_from_is_an_error(tmp_path: Path, asked: str) -> None:
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_a_checkpoint_that_is_not_there_is_not_called_damaged(folder: Path) -> None:
+    with pytest.raises(HomodistilError, match="there is no such checkpoint") as raised:
+        taken(folder, str(folder / "step-5"))
+    assert raised.value.remedy.endswith("step-6, step-4, step-2.")
+
+
 def test_a_manifest_cannot_point_out_of_its_folder(folder: Path) -> None:
     files = {"../step-4/state.json": {"bytes": 1, "sha256": ""}}
     manifest = {"format": checkpoint.FORMAT, "files": files, "sha256": checkpoint._digest_of(files)}

@@ -54,6 +54,7 @@ def test_a_key_with_another_home_is_refused_with_that_home(tmp_path: Path, key: 
         ('{"zero_optimization": {"stage": 3, "offload_optimizer": true}}', "CFG-OFFLOAD"),
         ('{"zero_optimization": {"stage": 1}, "data_types": {"grad_accum_dtype": "fp32"}}', "CFG-REFUSED-KEY"),
         ('{"zero_optimization": {"stage": 2, "compute_grad_norm": false}}', "CFG-REFUSED-KEY"),
+        ('{"zero_optimization": {"stagee": 2}, "bf16": {"enabled": true}}', "CFG-UNKNOWN-KEY"),
         (
             '{"zero_optimization": {"stage": 2}, "bf16": {"enabled": true, "check_grad_overflow": false}}',
             "CFG-REFUSED-KEY",
