@@ -10,7 +10,7 @@ import pytest
 
 from integration.processes import work
 
-NAP = 0.15
+NAP = 0.25
 
 
 def test_the_slow_rank_is_named_once_and_an_even_run_warns_of_nobody(
@@ -26,6 +26,6 @@ def test_the_slow_rank_is_named_once_and_an_even_run_warns_of_nobody(
         assert found[case]["values"]["perf/straggler_ratio"] < 0.7
         assert found[case]["values"][f"perf_ranks/own_s_{rank}"] > NAP
         assert found[case]["values"][f"perf_ranks/own_s_{1 - rank}"] < NAP
-    assert found["data"]["values"]["perf/data_wait_s_max"] == pytest.approx(NAP, rel=0.3)
-    assert found["data"]["values"]["perf/data_wait_s_mean"] == pytest.approx(NAP / 2, rel=0.4)
+    assert found["data"]["values"]["perf/data_wait_s_max"] == pytest.approx(NAP, rel=0.5)
+    assert found["data"]["values"]["perf/data_wait_s_mean"] == pytest.approx(NAP / 2, rel=0.6)
     assert found["forward"]["values"]["perf/data_wait_s_max"] < NAP / 2

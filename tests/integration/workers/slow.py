@@ -17,7 +17,7 @@ from homodistil_ds.runtime import ranks
 from homodistil_ds.runtime.monitor import Monitor
 from homodistil_ds.stage import Stage
 
-NAP = 0.15
+NAP = 0.25
 
 
 class Slow(Batches):
