@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 
 import torch
 
@@ -21,6 +22,7 @@ def broken(self: Importance, score: torch.Tensor) -> None:
     update(self, score)
     calls += 1
     if ranks.rank() == BROKEN_RANK and calls >= FROM_UPDATE:
+        print(f"corrupted at {time.time()}", file=sys.stderr, flush=True)
         self.split(self.mean)["ffn.1"].neg_()
 
 
