@@ -90,10 +90,10 @@ def install(reached: Callable[[str], None]) -> None:
     before(checkpoint, "_commit", lambda *_: reached("manifest not yet written"))
     before(
         checkpoint,
-        "_sync",
+        "sync",
         lambda path: reached("manifest written, not yet on disk") if path.name == checkpoint.MANIFEST else None,
     )
-    after(checkpoint, "_sync", synced)
+    after(checkpoint, "sync", synced)
     before(checkpoint, "_drop_older", lambda *_: reached("older ones not yet removed"))
     before(shutil, "rmtree", half_removed)
     after(stage, "dispose", lambda *_: reached("cut: old engine gone"))

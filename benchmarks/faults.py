@@ -275,18 +275,16 @@ def kill_while_starting(chain: Chain, job: Job) -> None:
     kill_a_rank(lambda *_: None, chain, job)
 
 
-def kill_at_the_end(chain: Chain, job: Job) -> None:
+def at_the_end(chain: Chain, job: Job) -> None:
+    """Until a moment after the last step."""
     chain.wait_for_start(job)
     job.wait_until(lambda: COMPLETE in job.text(), "the end")
     time.sleep(chain.random.uniform(0, 1))
-    kill_a_rank(lambda *_: None, chain, job)
 
 
 def stop_at_the_end(chain: Chain, job: Job) -> None:
     """While no loop looks for signals any more."""
-    chain.wait_for_start(job)
-    job.wait_until(lambda: COMPLETE in job.text(), "the end")
-    time.sleep(chain.random.uniform(0, 1))
+    at_the_end(chain, job)
     for process in job.ranks().values():
         with suppress(psutil.NoSuchProcess):
             process.terminate()
@@ -691,7 +689,7 @@ def queues(short: bool, tries: int, seed: int, may_mount: bool) -> dict[str, tup
         "rest": (rest, 6),
         "end": (
             [
-                Fault("kill -9 a rank while the student is saved", kill_at_the_end),
+                Fault("kill -9 a rank while the student is saved", partial(kill_a_rank, at_the_end)),
                 Fault("SIGTERM while the student is saved", stop_at_the_end, error="STOP-SIGNAL", most_lost=0),
             ]
             * 2,

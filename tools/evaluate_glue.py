@@ -151,12 +151,8 @@ def has_begun(run_dir: Path) -> bool:
 def check_same(config: RunConfig, run_dir: Path) -> None:
     """A complete run counts only if it is the one that is wanted. Raises HomodistilError."""
     before = load_run_config(run_dir / "run_config.json")
-    try:
-        check_same_values(replace(config, steps=config.steps or before.steps), asdict(before), run_dir, run_dir)
-    except HomodistilError as error:
-        what = error.what.removeprefix("--resume: ")
-        remedy = "A table is of one model and one method: name another --output_dir, or give the flags of this one."
-        raise HomodistilError(error.error_id, what, remedy) from error
+    remedy = "A table is of one model and one method: name another --output_dir, or give the flags of this one."
+    check_same_values(replace(config, steps=config.steps or before.steps), asdict(before), str(run_dir), remedy)
 
 
 def clear(run_dir: Path, keep_models: bool) -> None:

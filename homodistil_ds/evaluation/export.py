@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from homodistil_ds.evaluation.card import export_section
 from homodistil_ds.evaluation.inputs import SHAPES, sample_inputs
 from homodistil_ds.models.loading import save_folder
 from homodistil_ds.models.pieces import header
+from homodistil_ds.runtime.checkpoint import sync
 
 ENDINGS = ("ForMaskedLM", "ForSequenceClassification")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -180,7 +180,7 @@ def staged(output_dir: Path) -> Iterator[Path]:
         for path in [*staging.rglob("*"), staging]:
             if path.suffix == ".safetensors":
                 shutil.copymode(staging / "config.json", path)  # they are made for the owner's eyes only
-            _sync(path)
+            sync(path)
         staging.rename(output_dir)  # fails if something has come into it meanwhile
     except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
         raise HomodistilError(
@@ -188,11 +188,3 @@ def staged(output_dir: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

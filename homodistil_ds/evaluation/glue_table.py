@@ -110,7 +110,7 @@ def write_table(folder: Path, name: str) -> str | None:
 
     One process at a time: a run that is complete is in the table of whoever writes it last.
     """
-    if not read_reports(folder):
+    if not any(folder.glob("*/report.json")):
         return None
     with (folder / ".table").open("w") as lock:
         with contextlib.suppress(OSError):  # a file system without locks
@@ -118,8 +118,10 @@ def write_table(folder: Path, name: str) -> str | None:
         return _write_table(folder, name)
 
 
-def _write_table(folder: Path, name: str) -> str:
+def _write_table(folder: Path, name: str) -> str | None:
     reports = read_reports(folder)
+    if not reports:
+        return None
     check_alike(reports)
     found = cells(reports)
     page = markdown(name, found)

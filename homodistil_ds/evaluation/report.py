@@ -84,7 +84,7 @@ def write_report(report: Report, run_dir: Path, figures: Mapping[str, Figure]) -
     for name, figure in figures.items():
         figure.savefig(run_dir / "figures" / f"{name}.png")
     replace_text(run_dir / "report.md", _markdown(report, run_dir, list(figures)))
-    replace_text(run_dir / "report.json", json.dumps(finite(asdict(report)), indent=2, allow_nan=False) + "\n")
+    replace_json(run_dir / "report.json", asdict(report))
 
 
 def before_after_table(report: Report) -> str:
@@ -179,6 +179,11 @@ def finite(value: Any) -> Any:
     if isinstance(value, list):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def replace_json(path: Path, value: Any) -> None:
+    """Write a value as JSON by rename, with null for what JSON cannot say."""
+    replace_text(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from homodistil_ds.evaluation.card import is_hub_name
-from homodistil_ds.evaluation.report import duration_text, finite, replace_text
+from homodistil_ds.evaluation.report import duration_text, replace_json, replace_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class TaskReport:
 def write_task_report(report: TaskReport, run_dir: Path) -> None:
     """report.md, then report.json by rename: its presence says that the run is complete."""
     replace_text(run_dir / "report.md", _markdown(report))
-    replace_text(run_dir / "report.json", json.dumps(finite(asdict(report)), indent=2, allow_nan=False) + "\n")
+    replace_json(run_dir / "report.json", asdict(report))
 
 
 def score_table(metrics: Mapping[str, Mapping[str, float]], teacher: Mapping[str, Mapping[str, float]] | None) -> str:

@@ -88,26 +88,32 @@ def _leave_reason(run_dir: Path, error: Exception) -> None:
 
 def _stopped(run_dir: Path) -> HomodistilError:
     """By a signal while no loop looks for one."""
-    last = checkpoint.newest_name(run_dir / "checkpoints")
+    last, kept = _kept(run_dir)
     return HomodistilError(
         "STOP-SIGNAL",
         "stopped by a signal before the first step or after the last one",
         "Go on with the same command and --resume auto." if last else "Start the same command again.",
-        f"The last checkpoint is {run_dir / 'checkpoints' / last}." if last else "No checkpoint was written.",
+        kept,
     )
 
 
 def _lost_rank(run_dir: Path, error: Exception) -> HomodistilError:
-    folder = run_dir / "checkpoints"
-    last = checkpoint.newest_name(folder)
+    last, kept = _kept(run_dir)
     reason = str(error).strip().splitlines()[0][:200]
     return HomodistilError(
         "DIST-LOST-RANK",
         f"rank {ranks.rank()} lost another rank: {reason}",
         f"The first error of this job is that rank's; what each rank said is in {run_dir / 'logs'}.\n"
         f"Start the same command again{' with --resume auto' if last else ''}.",
-        f"The last checkpoint is {folder / last}." if last else "No checkpoint was written.",
+        kept,
     )
+
+
+def _kept(run_dir: Path) -> tuple[str | None, str]:
+    """The name of the newest checkpoint, if there is one, and the line on it in an error's block."""
+    folder = run_dir / "checkpoints"
+    last = checkpoint.newest_name(folder)
+    return last, f"The last checkpoint is {folder / last}." if last else "No checkpoint was written."
 
 
 def command_of(script: str, arguments: list[str]) -> str:

@@ -15,10 +15,11 @@ from homodistil_ds.evaluation.heldout import HeldOut, evaluate
 from homodistil_ds.evaluation.report import ModelRow, Report, before_after_table, versions, write_report
 from homodistil_ds.methods import flops
 from homodistil_ds.methods.placing import float32_teacher
+from homodistil_ds.methods.running import fill
 from homodistil_ds.methods.setting import Setting
 from homodistil_ds.models.forward import Activations, forward
 from homodistil_ds.models.loading import empty_model, folder_of, save_folder, stored_dtype
-from homodistil_ds.models.width import TRAINED_PREFIX, WidthPlan, Widths, count
+from homodistil_ds.models.width import WidthPlan, Widths, count
 from homodistil_ds.pruning.shrink import export
 from homodistil_ds.runtime import claim, ds_config, ranks
 from homodistil_ds.runtime.engine import dispose
@@ -66,9 +67,7 @@ def plain_student(setting: Setting, stage: Stage) -> tuple[PreTrainedModel, dict
     weights = full_weights(stage.engine)
     masks = stage.pruner.masks if stage.pruner else None
     model = empty_model(stage.engine.module.model, stage.plan, masks.physical() if masks else stage.widths())
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(weights.pop(TRAINED_PREFIX + name))  # not twice in memory: at a large student it counts
+    fill(model, weights)
     if masks is None:
         return model.eval(), None
     kept = {

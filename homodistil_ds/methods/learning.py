@@ -18,14 +18,14 @@ from homodistil_ds.evaluation.heldout import Forward
 from homodistil_ds.evaluation.report import versions
 from homodistil_ds.evaluation.task_report import TaskReport, score_table, task_card, write_task_report
 from homodistil_ds.evaluation.tasks import measure_on, predict, scores_on
-from homodistil_ds.methods.running import saved, start_from, train
+from homodistil_ds.methods.running import fill, saved, start_from, train
 from homodistil_ds.methods.task_setting import TaskSetting
 from homodistil_ds.models.depth import layer_map
 from homodistil_ds.models.forward import Student, Teacher
 from homodistil_ds.models.loading import save_folder, stored_dtype, with_dropout, without_dropout
 from homodistil_ds.models.pieces import unfilled
 from homodistil_ds.models.tasks import task_forward
-from homodistil_ds.models.width import TRAINED_PREFIX, WidthPlan, Widths
+from homodistil_ds.models.width import WidthPlan, Widths
 from homodistil_ds.runtime import claim, ds_config, ranks
 from homodistil_ds.runtime.engine import Engine, dispose
 from homodistil_ds.runtime.shards import full_weights
@@ -82,9 +82,7 @@ def finish(setting: TaskSetting, stage: Stage, its: Scores | None) -> None:
     dispose(stage.engine)
     stage.teacher = None
     model = unfilled(setting.model)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(weights[TRAINED_PREFIX + name])
+    fill(model, weights)
     # What is measured is what is saved.
     torch.nn.Module.to(model, stored_dtype(setting.config.model, setting.config.student.dtype)).float()
     own = in_float32(model, setting.plan)

@@ -14,7 +14,7 @@ from homodistil_ds.errors import HomodistilError
 from homodistil_ds.machine import Machine
 from homodistil_ds.methods.learning import learn
 from homodistil_ds.methods.opening import check_length, say
-from homodistil_ds.methods.start import check_same_values, hold, refuse_used
+from homodistil_ds.methods.start import check_same_values, hold, own_values, refuse_used
 from homodistil_ds.methods.task_setting import prepare_task
 from homodistil_ds.models.depth import layer_map
 from homodistil_ds.models.families import plan_for
@@ -75,7 +75,8 @@ def teach(config: RunConfig, machine: Machine, command: str) -> str:
 def check_taught(own: RunConfig, run_dir: Path) -> None:
     """A teacher that an earlier start has trained must be the one that this run would train."""
     before = load_run_config(run_dir / "run_config.json")
-    check_same_values(replace(own, steps=own.steps or before.steps), asdict(before), run_dir, run_dir.parent)
+    wanted = replace(own, steps=own.steps or before.steps)
+    check_same_values(wanted, asdict(before), f"--resume: {run_dir}", own_values(run_dir.parent))
 
 
 def began(run_dir: Path) -> bool:

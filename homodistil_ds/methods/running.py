@@ -7,11 +7,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+from transformers import PreTrainedModel
+
 from homodistil_ds.evaluation.report import versions
 from homodistil_ds.methods.opening import Run
 from homodistil_ds.methods.records import record
 from homodistil_ds.methods.start import check_masks, is_own, set_aside
-from homodistil_ds.models.width import Widths
+from homodistil_ds.models.width import TRAINED_PREFIX, Widths
 from homodistil_ds.pruning.pruner import Pruner
 from homodistil_ds.runtime import carry, checkpoint, ds_config, guard, ranks
 from homodistil_ds.runtime.carry import Progress
@@ -56,6 +59,16 @@ def train(run: Run, stage: Stage) -> None:
         stage.run()
     guard.act_at_once()  # the last checkpoint is written, and what follows can be done again
     stage.loop_seconds, stage.loop_cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
+
+
+def fill(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> None:
+    """Move the gathered weights of a trained student into a model of its shape; `weights` is used up.
+
+    Both at once would be in memory twice, which counts at a large student.
+    """
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights.pop(TRAINED_PREFIX + name))
 
 
 def saved(run: Run, stage: Stage, step: int) -> Path:

@@ -65,17 +65,23 @@ def refuse_used(run_dir: Path) -> None:
 
 def check_same_run(config: RunConfig, found: Checkpoint) -> None:
     """Every value that decides the student must be what it was."""
-    check_same_values(config, found.state["config"], found.folder, found.folder.parent.parent)
+    what, remedy = f"--resume: {found.folder}", own_values(found.folder.parent.parent)
+    check_same_values(config, found.state["config"], what, remedy)
 
 
-def check_same_values(config: RunConfig, before: Mapping[str, Any], folder: Path, run_dir: Path) -> None:
-    """`folder`, a part of the run in `run_dir`, was made with the values `before`."""
+def own_values(run_dir: Path) -> str:
+    """The remedy for flags that are not those of the run in `run_dir`."""
+    return f"Give the flags it was started with, or start from its own values: --config {run_dir / 'run_config.json'}"
+
+
+def check_same_values(config: RunConfig, before: Mapping[str, Any], what: str, remedy: str) -> None:
+    """`what` was made with the values `before`. Raises HomodistilError if they are not those of `config`."""
     differing = list(_differing(before, asdict(config), asdict(RunConfig())))
     if differing:
         raise HomodistilError(
             "CFG-RESUME",
-            f"--resume: {folder} belongs to another run: {'; '.join(differing[:4])}",
-            f"Give the flags it was started with, or start from its own values: --config {run_dir / 'run_config.json'}",
+            f"{what} belongs to another run: {'; '.join(differing[:4])}",
+            remedy,
         )
 
 

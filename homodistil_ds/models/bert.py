@@ -1,6 +1,6 @@
 """The width table of BERT (Hugging Face model_type "bert"), and what its descendants share with it."""
 
-from homodistil_ds.models.width import Family, Row
+from homodistil_ds.models.width import Axis, Family, Row
 
 FIELDS = {
     "hidden": "hidden_size",
@@ -11,6 +11,21 @@ FIELDS = {
     "position": "max_position_embeddings",
     "type": "type_vocab_size",
 }
+
+
+QUERY = ("attention.self.query.weight", "attention.self.query.bias")
+
+
+def embeddings(model: str, axis: Axis = "hidden") -> tuple[Row, ...]:
+    """The embeddings of BERT, of the width `axis`, under a model's own name."""
+    own = f"{model}.embeddings"
+    return (
+        Row(pattern=f"{own}.word_embeddings.weight", axes=("vocab", axis), part="embeddings"),
+        Row(pattern=f"{own}.position_embeddings.weight", axes=("position", axis), part="embeddings"),
+        Row(pattern=f"{own}.token_type_embeddings.weight", axes=("type", axis), part="embeddings"),
+        Row(pattern=f"{own}.LayerNorm.weight", axes=(axis,), part="embeddings"),
+        Row(pattern=f"{own}.LayerNorm.bias", axes=(axis,), part="embeddings"),
+    )
 
 
 def layers(model: str) -> tuple[Row, ...]:
@@ -40,11 +55,7 @@ BERT = Family(
     model_type="bert",
     language_model="masked",
     rows=(
-        Row(pattern="bert.embeddings.word_embeddings.weight", axes=("vocab", "hidden"), part="embeddings"),
-        Row(pattern="bert.embeddings.position_embeddings.weight", axes=("position", "hidden"), part="embeddings"),
-        Row(pattern="bert.embeddings.token_type_embeddings.weight", axes=("type", "hidden"), part="embeddings"),
-        Row(pattern="bert.embeddings.LayerNorm.weight", axes=("hidden",), part="embeddings"),
-        Row(pattern="bert.embeddings.LayerNorm.bias", axes=("hidden",), part="embeddings"),
+        *embeddings("bert"),
         *layers("bert"),
         Row(pattern="cls.predictions.bias", axes=("vocab",), part="head"),
         Row(pattern="cls.predictions.transform.dense.weight", axes=("hidden", "hidden"), part="head"),
@@ -54,7 +65,7 @@ BERT = Family(
     ),
     fields=FIELDS,
     attention="attention.self",
-    query=("attention.self.query.weight", "attention.self.query.bias"),
+    query=QUERY,
     head=("cls",),
     head_transform="cls.predictions.transform.dense",
 )

@@ -1,17 +1,13 @@
 """The width table of ELECTRA generators (Hugging Face model_type "electra"). A table, no code."""
 
-from homodistil_ds.models.bert import FIELDS, layers
+from homodistil_ds.models.bert import FIELDS, QUERY, embeddings, layers
 from homodistil_ds.models.width import Family, Row
 
 ELECTRA = Family(
     model_type="electra",
     language_model="masked",
     rows=(
-        Row(pattern="electra.embeddings.word_embeddings.weight", axes=("vocab", "embedding"), part="embeddings"),
-        Row(pattern="electra.embeddings.position_embeddings.weight", axes=("position", "embedding"), part="embeddings"),
-        Row(pattern="electra.embeddings.token_type_embeddings.weight", axes=("type", "embedding"), part="embeddings"),
-        Row(pattern="electra.embeddings.LayerNorm.weight", axes=("embedding",), part="embeddings"),
-        Row(pattern="electra.embeddings.LayerNorm.bias", axes=("embedding",), part="embeddings"),
+        *embeddings("electra", "embedding"),
         Row(
             pattern="electra.embeddings_project.weight",
             axes=("hidden", "embedding"),
@@ -34,7 +30,7 @@ ELECTRA = Family(
     fields=FIELDS | {"embedding": "embedding_size"},
     merges={"embedding": "hidden"},
     attention="attention.self",
-    query=("attention.self.query.weight", "attention.self.query.bias"),
+    query=QUERY,
     head=("generator_predictions", "generator_lm_head"),
     head_transform="generator_predictions.dense",
 )

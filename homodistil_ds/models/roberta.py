@@ -1,17 +1,13 @@
 """The width table of RoBERTa (Hugging Face model_type "roberta"). A table, no code."""
 
-from homodistil_ds.models.bert import FIELDS, layers
+from homodistil_ds.models.bert import FIELDS, QUERY, embeddings, layers
 from homodistil_ds.models.width import Family, Row
 
 ROBERTA = Family(
     model_type="roberta",
     language_model="masked",
     rows=(
-        Row(pattern="roberta.embeddings.word_embeddings.weight", axes=("vocab", "hidden"), part="embeddings"),
-        Row(pattern="roberta.embeddings.position_embeddings.weight", axes=("position", "hidden"), part="embeddings"),
-        Row(pattern="roberta.embeddings.token_type_embeddings.weight", axes=("type", "hidden"), part="embeddings"),
-        Row(pattern="roberta.embeddings.LayerNorm.weight", axes=("hidden",), part="embeddings"),
-        Row(pattern="roberta.embeddings.LayerNorm.bias", axes=("hidden",), part="embeddings"),
+        *embeddings("roberta"),
         *layers("roberta"),
         Row(pattern="lm_head.bias", axes=("vocab",), part="head"),
         Row(pattern="lm_head.dense.weight", axes=("hidden", "hidden"), part="head"),
@@ -21,7 +17,7 @@ ROBERTA = Family(
     ),
     fields=FIELDS,
     attention="attention.self",
-    query=("attention.self.query.weight", "attention.self.query.bias"),
+    query=QUERY,
     head=("lm_head",),
     head_transform="lm_head.dense",
     padded_positions=True,

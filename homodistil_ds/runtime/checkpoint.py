@@ -171,7 +171,7 @@ def _write_rank(
     except SafetensorError as error:  # how safetensors reports a full disk
         raise OSError(str(error)) from error
     for path in paths:
-        _sync(path)
+        sync(path)
     return {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths}
 
 
@@ -179,13 +179,13 @@ def _commit(staging: Path, final: Path, files: dict[str, Any]) -> None:
     """The manifest, the rename, then `latest`: a crash between any two of them leaves the old or the new checkpoint."""
     manifest = {"format": FORMAT, "files": files, "sha256": _digest_of(files)}
     (staging / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-    _sync(staging / MANIFEST)
-    _sync(staging)
+    sync(staging / MANIFEST)
+    sync(staging)
     claim.check(final.parent.parent)
     if final.exists():  # damaged, or of a branch that was left: it must not stand in the way
         final.rename(_free_name(final))
     staging.rename(final)
-    _sync(final.parent)
+    sync(final.parent)
     # The checkpoint is there and will be found without it; a disk that is full now is told by the next save.
     with contextlib.suppress(OSError):
         _point_at(final)
@@ -195,12 +195,11 @@ def _point_at(final: Path) -> None:
     unfinished = final.parent / ".latest"
     try:
         unfinished.write_text(final.name, encoding="utf-8")
-        _sync(unfinished)
+        sync(unfinished)
         unfinished.replace(final.parent / "latest")
-        _sync(final.parent)
-    except OSError:
+        sync(final.parent)
+    finally:
         unfinished.unlink(missing_ok=True)
-        raise
 
 
 def _drop_older(folder: Path, final: Path, keep: int) -> None:
@@ -317,7 +316,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Make a file's bytes, or a folder's names, survive a power loss as far as the file system lets them."""
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -159,7 +159,7 @@ def test_a_checkpoint_in_the_way_of_a_new_one_is_set_aside(folder: Path) -> None
     assert (folder / "aside-step-6" / checkpoint.STATE).read_text() == "{"
 
 
-@pytest.mark.parametrize("function", ["_write_rank", "_commit", "_sync"])
+@pytest.mark.parametrize("function", ["_write_rank", "_commit", "sync"])
 def test_a_failed_save_leaves_what_was_there(folder: Path, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
     def fails(*arguments: object) -> None:
         raise OSError(28, os.strerror(28))
@@ -178,14 +178,14 @@ def test_a_failed_save_leaves_what_was_there(folder: Path, monkeypatch: pytest.M
 def test_a_checkpoint_in_its_place_counts_though_latest_could_not_be_written(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sync = checkpoint._sync
+    real = checkpoint.sync
 
     def fails(path: Path) -> None:
         if path.name == ".latest":
             raise OSError(28, os.strerror(28))
-        sync(path)
+        real(path)
 
-    monkeypatch.setattr(checkpoint, "_sync", fails)
+    monkeypatch.setattr(checkpoint, "sync", fails)
     assert save(folder, 8) == folder / "step-8"
     assert taken(folder)[0].step == 8
     assert (folder / "latest").read_text() == "step-6"

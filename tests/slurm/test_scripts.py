@@ -67,13 +67,17 @@ def test_nodes_prepare_a_corpus_together(bench: Bench) -> None:
     assert folders[0] == folders[1] == folders[2]
 
 
+def write_official(data: Path, task: str) -> None:
+    """The task's folder of three rows per split, in GLUE's own layout."""
+    (data / task).mkdir(parents=True, exist_ok=True)
+    for split in TASKS[task].splits:
+        (data / task / f"{split}.tsv").write_text(OFFICIAL[task].file(split), encoding="utf-8", newline="")
+
+
 def test_an_array_learns_one_task_with_one_seed_per_element_and_leaves_one_table(bench: Bench, slurm: Cluster) -> None:
     """The real program on official layouts of three rows."""
     for task in ("CoLA", "WNLI"):
-        folder = bench.folder / "glue" / task
-        folder.mkdir(parents=True)
-        for split in TASKS[task].splits:
-            (folder / f"{split}.tsv").write_text(OFFICIAL[task].file(split), encoding="utf-8", newline="")
+        write_official(bench.folder / "glue", task)
     model = bench.flags[bench.flags.index("--teacher") + 1]
     flags = ["--model", model, "--data", "glue", "--output_dir", "glue-runs", "--sequence_length", "32"]
     printed = slurm.do(
@@ -98,10 +102,7 @@ def test_an_array_learns_one_task_with_one_seed_per_element_and_leaves_one_table
 
 
 def test_an_element_of_an_array_saves_at_the_time_limit_and_goes_on(bench: Bench, slurm: Cluster) -> None:
-    folder = bench.folder / "glue" / "CoLA"
-    folder.mkdir(parents=True, exist_ok=True)
-    for split in TASKS["CoLA"].splits:
-        (folder / f"{split}.tsv").write_text(OFFICIAL["CoLA"].file(split), encoding="utf-8", newline="")
+    write_official(bench.folder / "glue", "CoLA")
     model = bench.flags[bench.flags.index("--teacher") + 1]
     flags = ["--model", model, "--data", "glue", "--output_dir", "glue-long", "--sequence_length", "32"]
     flags += ["--epochs", "3000", "--log_interval", "10"]
