@@ -1,4 +1,4 @@
-"""What is the student worth: HomoDistil at four sizes, the baselines, the ablations, GLUE and MixKD, in one table.
+"""What is the student worth: HomoDistil at three sizes, the baselines, the ablations, GLUE and MixKD, in one table.
 
     python benchmarks/quality.py --output_dir runs/quality --teacher T --corpus enwiki.train.txt.xz --data glue/
     python benchmarks/quality.py --output_dir runs/quality ... --parts distil ablate          # a part of it

@@ -75,7 +75,7 @@ def nearest(plan: WidthPlan, parameters: int) -> Widths:
 
 
 def arms(plan: WidthPlan) -> list[Arm]:
-    """HomoDistil at three sizes and at that of the shallower baselines; every baseline from its preset."""
+    """HomoDistil at three sizes, the largest that of the shallower baselines; every baseline from its preset."""
     layers = max(1, plan.layers // 2)
     shallow = shallower(plan, tuple(range(layers)))
     depth: Flags = {"student.num_hidden_layers": layers}
@@ -86,7 +86,6 @@ def arms(plan: WidthPlan) -> list[Arm]:
     tiny = nearest(shallow, count(plan, target(plan, 0.5)).with_head)
     large = nearest(plan, count(shallow, plan.full).with_head)
     return [
-        Arm(name="homodistil 3/4", preset=GRADUAL, flags=shape(target(plan, 0.75))),
         Arm(name="homodistil at distilbert's size", preset=GRADUAL, flags=shape(large)),
         Arm(name=FULL_METHOD, preset=GRADUAL, flags=half),
         Arm(name="homodistil 1/4", preset=GRADUAL, flags=shape(target(plan, 0.25))),
