@@ -60,9 +60,9 @@ def flags() -> argparse.ArgumentParser:
 
 def measure(given: argparse.Namespace) -> HeldOut:
     """Raises HomodistilError for a model, teacher or corpus that cannot be read, or does not fit."""
-    model, tokenizer = load_teacher(given.model, False)
+    model, tokenizer = load_teacher(given.model, flag="--model")
     corpus = load(given.corpus, tokenizer, read_index(given.corpus)["sequence_length"], given.held_out_sequences)
-    vocabulary = read_plan(given.model, only="masked").fixed["vocab"]
+    vocabulary = read_plan(given.model, only="masked", flag="--model").fixed["vocab"]
     batches = Batches(
         corpus=corpus,
         masking=masking_for(tokenizer, vocabulary, given.mask_probability),
@@ -73,7 +73,7 @@ def measure(given: argparse.Namespace) -> HeldOut:
         rank=0,
         world_size=1,
     )
-    teacher = logits_of(given.teacher, load_teacher(given.teacher, False)[0]) if given.teacher else None
+    teacher = logits_of(given.teacher, load_teacher(given.teacher)[0]) if given.teacher else None
     return evaluate(logits_of(given.model, model), teacher, batches.held_out())
 
 

@@ -31,12 +31,16 @@ def comparison_figures(runs: Sequence[Finished]) -> dict[str, Figure]:
 
 
 def progress(runs: Sequence[Finished]) -> Figure | None:
-    """Three panels over one axis of steps; of a run's end its report is drawn too, which its history may lack."""
+    """Panels over one axis of steps; of a run's end its report is drawn too, which its history may lack.
+
+    Widths are drawn where they move or differ.
+    """
     panels: list[tuple[str, Callable[[Finished], Series], dict[str, Any]]] = [
         ("held-out loss (nats)", lambda run: _evaluated(run, "heldout_loss"), {"marker": "o", "markersize": 3}),
         ("KL from the teacher (nats)", lambda run: _evaluated(run, "discrepancy_kl"), {"marker": "o", "markersize": 3}),
-        ("hidden width (neurons)", lambda run: run.series("kept_hidden"), {"drawstyle": "steps-post"}),
     ]
+    if len({width for run in runs for width in run.series("kept_hidden")[1]}) > 1:
+        panels.append(("hidden width (neurons)", lambda run: run.series("kept_hidden"), {"drawstyle": "steps-post"}))
     shown = [panel for panel in panels if any(panel[1](run)[0] for run in runs)]
     if not shown:
         return None

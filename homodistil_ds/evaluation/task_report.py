@@ -18,6 +18,8 @@ class TaskReport:
     name: str
     method: str
     task: str
+    data: str
+    """Where its examples came from, as the user named it."""
     model: str
     """What learnt the task, as the user named it."""
     teacher: str | None
@@ -88,6 +90,7 @@ def _markdown(report: TaskReport) -> str:
 def _facts(report: TaskReport) -> str:
     facts: dict[str, Any] = {
         "method": report.method,
+        "data": report.data,
         "parameters": f"{report.parameters:,}",
         "training": f"{report.steps:,} steps, {report.epochs:g} epochs of {report.train_examples:,} examples, "
         f"learning rate {report.learning_rate:g}, seed {report.seed}",

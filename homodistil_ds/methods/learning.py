@@ -108,6 +108,7 @@ def build_report(
         name=setting.run_dir.name,
         method=config.method,
         task=task.name,
+        data=config.task.data,
         model=config.model,
         teacher=None if its is None else config.teacher,
         parameters=parameters,

@@ -41,6 +41,7 @@ def load_teacher(
     teacher: str,
     head_may_be_missing: bool = False,
     only: LanguageModel | None = None,
+    flag: str = "--teacher",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A language model, of the kind `only` if given, in float32 with eager attention, in eval mode, and its tokenizer.
 
@@ -49,11 +50,11 @@ def load_teacher(
     tokenizer that does not match the vocabulary.
     """
     source = folder_of(teacher)
-    check_files(source)
+    check_files(source, flag)
     try:
         config = AutoConfig.from_pretrained(source)
         plan = plan_for(config)
-        _check_kind(teacher, plan, only)
+        _check_kind(teacher, plan, only, flag)
         tokenizer = AutoTokenizer.from_pretrained(source)
         model, info = AUTO_CLASSES[plan.family.language_model].from_pretrained(
             source,
@@ -64,33 +65,33 @@ def load_teacher(
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise unloadable(teacher, error) from error
-    if _missing_head(teacher, plan, set(info["missing_keys"]), head_may_be_missing, model):
+        raise unloadable(teacher, error, flag) from error
+    if _missing_head(teacher, flag, plan, set(info["missing_keys"]), head_may_be_missing, model):
         start_head_as_identity(model, plan)
-    check_tokenizer(tokenizer, config.vocab_size, teacher)
+    check_tokenizer(tokenizer, config.vocab_size, teacher, flag)
     return model.eval(), tokenizer
 
 
-def _check_kind(teacher: str, plan: WidthPlan, only: LanguageModel | None) -> None:
+def _check_kind(teacher: str, plan: WidthPlan, only: LanguageModel | None, flag: str) -> None:
     if only not in (None, plan.family.language_model):
         usable = [name for name, family in FAMILIES.items() if family.language_model == only]
         raise HomodistilError(
             "CFG-FAMILY",
-            f"--teacher {teacher} is a {plan.family.language_model} language model ({plan.family.model_type}), "
+            f"{flag} {teacher} is a {plan.family.language_model} language model ({plan.family.model_type}), "
             "which there is no objective to train with",
             f"Use a {only} language model: {', '.join(usable)}.",
         )
 
 
-def read_plan(teacher: str, only: LanguageModel | None = None) -> WidthPlan:
+def read_plan(teacher: str, only: LanguageModel | None = None, flag: str = "--teacher") -> WidthPlan:
     """The width plan of a teacher of which nothing but its configuration is read. Raises HomodistilError."""
     source = folder_of(teacher)
-    check_files(source)
+    check_files(source, flag)
     try:
         plan = plan_for(AutoConfig.from_pretrained(source))
     except (OSError, ValueError) as error:
-        raise unloadable(teacher, error) from error
-    _check_kind(teacher, plan, only)
+        raise unloadable(teacher, error, flag) from error
+    _check_kind(teacher, plan, only, flag)
     return plan
 
 
@@ -111,7 +112,7 @@ def load_outline(
     except (OSError, ValueError, RuntimeError) as error:
         raise unloadable(teacher, error) from error
     missing = check_pieces(source, model, pieces, lambda name: plan.find(name) is not None)
-    head = _missing_head(teacher, plan, missing, head_may_be_missing, model, MEND)
+    head = _missing_head(teacher, "--teacher", plan, missing, head_may_be_missing, model, MEND)
     check_tokenizer(tokenizer, config.vocab_size, teacher)
     return model, tokenizer, _with_identity_head(reader(pieces), head, plan) if head else reader(pieces)
 
@@ -172,6 +173,7 @@ def check_files(source: str, flag: str = "--teacher") -> None:
 
 def _missing_head(
     teacher: str,
+    flag: str,
     plan: WidthPlan,
     missing: set[str],
     head_may_be_missing: bool,
@@ -184,7 +186,7 @@ def _missing_head(
     if unknown:
         raise HomodistilError(
             "DATA-TEACHER",
-            f"--teacher {teacher}: the width table of {plan.family.model_type} has no line for {unknown[0]}",
+            f"{flag} {teacher}: the width table of {plan.family.model_type} has no line for {unknown[0]}",
             "Use a teacher of the plain architecture, with its decoder tied to its word embeddings.",
         )
     if head and f"{plan.family.head_transform}.weight" not in head:
@@ -192,14 +194,13 @@ def _missing_head(
     if missing - head:
         raise HomodistilError(
             "DATA-TEACHER",
-            f"--teacher {teacher}: {len(missing - head)} weights are missing, first {min(missing - head)}",
+            f"{flag} {teacher}: {len(missing - head)} weights are missing, first {min(missing - head)}",
             remedy,
         )
     if head and not head_may_be_missing:
         raise HomodistilError(
             "DATA-NO-HEAD",
-            f"--teacher {teacher} has no masked-language-model head: {len(head)} weights are missing, "
-            f"first {min(head)}",
+            f"{flag} {teacher} has no masked-language-model head: {len(head)} weights are missing, first {min(head)}",
             "Give it one by teacher correction, some steps of masked-language-model training:\n"
             f"  deepspeed homodistil_ds/train.py --deepspeed_config ds_configs/zero2.json --preset correct_teacher "
             f"--teacher {teacher} --output_dir runs/teacher\nthen distil from --teacher runs/teacher/student.",

@@ -261,6 +261,9 @@ def test_figures_show_what_there_is(language: list[LanguageRun], task: TaskRun, 
     assert list(kl.lines[1].get_ydata()) == [0.5, 0.25]
     assert list(width.lines[1].get_ydata()) == [256, 64, 64]
     assert {axes.get_title(loc="left") for axes in drawn["losses"].axes} == {"total", "mlm", "loss", "accuracy"}
+    still = [{"step": step, "loss": 1.0 / step, "kept_hidden": 64} for step in (1, 2)]
+    (unpruned,) = read_runs([write(tmp_path / "still", TASK | {"history": still})])
+    assert set(comparison_figures([unpruned])) == {"losses"}, "one width for all is no curve"
     empty = read_runs([write(tmp_path / "empty", TASK | {"history": []})])
     assert comparison_figures(empty) == {}
 

@@ -17,6 +17,7 @@ REPORT = TaskReport(
     name="mixed",
     method="mixkd",
     task="MRPC",
+    data="tasks/glue",
     model="owner/student",
     teacher="owner/teacher",
     parameters=1_234_567,
