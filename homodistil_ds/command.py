@@ -11,6 +11,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import tyro
@@ -102,7 +103,7 @@ def parse(arguments: list[str], first: bool) -> tuple[RunConfig, Machine]:
         machine, rest = flags.parse_known_args(arguments)
     except argparse.ArgumentError as error:
         raise HomodistilError("CFG-FLAG", str(error), "See --help.") from error
-    default = starting_point(machine.preset, machine.config)
+    default, rest = with_family(starting_point(machine.preset, machine.config), rest)
     try:
         with contextlib.redirect_stderr(sys.stderr if first else io.StringIO()):
             config = tyro.cli(
@@ -121,6 +122,17 @@ def parse(arguments: list[str], first: bool) -> tuple[RunConfig, Machine]:
             let_rank_0_speak()
         raise
     return config, machine_of(machine)
+
+
+def with_family(default: RunConfig, arguments: list[str]) -> tuple[RunConfig, list[str]]:
+    """A family that is asked for sets the sizes in place of the preset's; its scales may stand between commas."""
+    if "--family" not in arguments:
+        return default, arguments
+    place = arguments.index("--family") + 1
+    scales = arguments[place].replace(",", " ").split() if place < len(arguments) else []
+    sizes = {"hidden_size": None, "intermediate_size": None, "num_attention_heads": None}
+    spread = [*arguments[:place], *scales, *arguments[place + 1 :]]
+    return replace(default, student=replace(default.student, **sizes)), spread  # type: ignore[arg-type]
 
 
 def machine_of(flags: argparse.Namespace) -> Machine:

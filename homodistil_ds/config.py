@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from homodistil_ds.errors import HomodistilError, did_you_mean, require
+from homodistil_ds.pruning.family import check_scales
 from homodistil_ds.task_config import MixupConfig, TaskConfig, TaskLossConfig
 
 BUILTIN = "builtin"  # names the embedded teacher and the corpus that every Python installation carries
@@ -58,6 +59,8 @@ class PruningConfig:
     """How one weight entry is valued; sensitivity is |weight * gradient|."""
     beta: float = 0.85
     """Decay of the moving average of the scores."""
+    rest: float = 0.02
+    """Share of the steps for which each larger student of a family is trained at its own size before it is left."""
 
     def __post_init__(self) -> None:
         shares = f"start {self.start} and end {self.end}"
@@ -65,6 +68,7 @@ class PruningConfig:
         require("pruning", shares, in_order, "Use 0 <= start <= end <= 1; equal values prune in one shot.")
         require("pruning.interval", self.interval, self.interval >= 1, "Use 1 or more.")
         require("pruning.beta", self.beta, 0.0 <= self.beta < 1.0, "Use 0 or more, below 1.")
+        require("pruning.rest", self.rest, 0.0 <= self.rest < 1.0, "Use a share of 0 or more, below 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +166,11 @@ class RunConfig:
     """Newest checkpoints to keep."""
     cuts: int = 8
     """At most how often masked neurons are taken out of the running student; 0 keeps them, masked, to the end."""
+    family: tuple[float, ...] = ()
+    """Scales at which the run leaves a student behind on its way down, such as 0.75,0.5,0.25: the kept shares of the
+    matrices of the layers, largest first. The last one is the student's, in place of the --student sizes."""
+    trade_off: float = 0.2
+    """What a whole scale less is worth in the trade-off of a family (M1)."""
     step_timeout: float = 900.0
     """Seconds without a finished step after which a run counts as hung and ends."""
     save_student: bool = True
@@ -192,6 +201,9 @@ class RunConfig:
         require("learning_rate", self.learning_rate, positive, "Use a number above 0.")
         inside = 0.0 < self.mask_probability < 1.0
         require("mask_probability", self.mask_probability, inside, "Use a share between 0 and 1, such as 0.15.")
+        require("trade_off", self.trade_off, math.isfinite(self.trade_off), "Use a number, such as 0.2.")
+        if self.family:
+            self._check_family()
         require("seed", self.seed, -(2**63) <= self.seed < 2**63, "Use a number of 64 bits.")
         if self.method == "pretrain":
             self._check_pretrain()
@@ -210,6 +222,12 @@ class RunConfig:
         require("method finetune", "a loss needs a teacher", self.method != "finetune" or not teaches, remedy)
         remedy = "Give --task_loss.kd, .mixed_kd or .patience a weight, or use --method finetune."
         require("method mixkd", "no loss reads the teacher", self.method != "mixkd" or teaches, remedy)
+
+    def _check_family(self) -> None:
+        check_scales(self.family)
+        shown = ",".join(f"{scale:g}" for scale in self.family)
+        prunes = self.method == "homodistil" and self.student.init == "teacher"
+        require("family", shown, prunes, "Only a student that is pruned passes its sizes: use --method homodistil.")
 
     def _check_pretrain(self) -> None:
         changed = self.student.is_reshaped

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +43,7 @@ class Stage:
     that the student is cut to after it. `save(step)` writes a checkpoint and returns its folder. A student that is not
     pruned has `fixed_widths` and `head_origins`: per layer, the teacher's head behind each of its own; a pruned
     student's come from its masks. `layer_map` names the teacher's layer behind each of a shallower student's.
+    After the steps in `leaves` the student, as it is then, is left behind: `leave(step)` writes it.
     `measure(student, teacher)` gives the figures of what is not trained on. `loop_seconds` and `loop_cpu_seconds` are
     what `run` took on this rank (`methods.running` notes it), `measured_seconds` and `measured_cpu_seconds` the part of
     it that `evaluate` took.
@@ -62,6 +63,8 @@ class Stage:
     watchdog: Watchdog
     fixed_widths: Widths
     milestones: Mapping[int, Widths] = field(default_factory=dict)
+    leaves: Collection[int] = ()
+    leave: Callable[[int], None] | None = None
     head_origins: list[torch.Tensor] = field(default_factory=list)
     layer_map: tuple[int, ...] = ()
     first_step: int = 1
@@ -90,6 +93,9 @@ class Stage:
                 self.report_pruning(step)
             if step in self.milestones:
                 self.cut(step, self.milestones[step])
+            if step in self.leaves and self.leave is not None:
+                self.leave(step)
+                self.watchdog.beat(step)
             if self.due(step, self.config.log_interval) or step == 1:
                 self.log(step, terms, (step - logged) / (time.perf_counter() - logged_at))
                 logged, logged_at = step, time.perf_counter()

@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from homodistil_ds.evaluation.report import MemberRow, ModelRow
+
 # Okabe and Ito's palette, without its yellow, which is too pale on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 KEPT = LinearSegmentedColormap.from_list("kept", ["#F3E9DA", "#7FA6C0", "#0B3C5D"])
@@ -171,6 +173,34 @@ def discrepancy_curve(steps: Sequence[int], kl: Sequence[float], hidden_size: Se
     width_axes.set_ylabel("kept hidden size (neurons)", color=COLOURS[1])
     figure.legend(handles=[kl_line, size_line], loc="outside lower center", ncols=2, frameon=False)
     axes.set_title("Discrepancy between teacher and student")
+    return figure
+
+
+def family_curve(teacher: ModelRow | None, family: Sequence[MemberRow]) -> Figure:
+    """Held-out loss against parameters, a point for each student with its scale, the teacher hollow; below it the
+    trade-off against the scale, its best one filled."""
+    figure = blank(7)
+    loss, worth = figure.add_subplot(2, 1, 1), figure.add_subplot(2, 1, 2)
+    for axes in (loss, worth):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(True, color="#E3E3E3", linewidth=0.8)
+        axes.set_axisbelow(True)
+    sizes, losses = [row.parameters / 1e6 for row in family], [row.heldout_loss for row in family]
+    loss.plot(sizes, losses, "o-", color=COLOURS[0], linewidth=1.6, label="students of this run")
+    for row, size, value in zip(family, sizes, losses, strict=True):
+        loss.annotate(f"{row.scale:g}", (size, value), xytext=(4, 5), textcoords="offset points", fontsize=9)
+    if teacher is not None:
+        loss.plot(teacher.parameters / 1e6, teacher.heldout_loss, "o", mfc="none", mec="#666666", label="teacher")
+    loss.set_xlim(left=0)
+    loss.set_xlabel("parameters (millions)")
+    loss.set_ylabel("held-out loss (nats)")
+    loss.legend(frameon=False)
+    scales, values = [row.scale for row in family], [row.trade_off for row in family]
+    worth.plot(scales, values, "o-", color=COLOURS[1], mfc="white", linewidth=1.6)
+    best = values.index(max(values))
+    worth.plot(scales[best], values[best], "o", color=COLOURS[1])
+    worth.set_xlabel("scale (kept share of the layers' matrices)")
+    worth.set_ylabel("trade-off")
     return figure
 
 

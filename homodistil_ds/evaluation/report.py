@@ -6,8 +6,8 @@ import importlib.metadata
 import json
 import math
 import platform
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,20 @@ class ModelRow:
     """KL from the teacher's to this model's predictions at the masked held-out positions, nats."""
     tokens_per_second: float | None
     """CPU inference; None for a teacher that was never whole on a rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemberRow(ModelRow):
+    """One student of a family, measured like the last one."""
+
+    scale: float
+    """Kept share of the matrices of the layers that was asked for."""
+    step: int
+    """Optimizer steps of its training."""
+    folder: str
+    """In the run directory."""
+    trade_off: float
+    """(M1) of exp(teacher's loss - own loss), at most 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +86,8 @@ class Report:
     versions: dict[str, str]
     history: list[dict[str, float]]
     """One entry per log line and per held-out evaluation, in order."""
+    family: list[MemberRow] = field(default_factory=list)
+    """The students that the run left behind, the last one among them; empty if that is the only one."""
 
 
 def write_report(report: Report, run_dir: Path, figures: Mapping[str, Figure]) -> None:
@@ -95,6 +111,25 @@ def before_after_table(report: Report) -> str:
     for label, *cells in rows:
         lines.append("  ".join([label.ljust(first), *(c.rjust(w) for c, w in zip(cells, others, strict=True))]))
     lines.insert(1, "-" * len(lines[0]))
+    return "\n".join(lines)
+
+
+def family_table(family: Sequence[MemberRow]) -> str:
+    """Markdown: a line per student; the best trade-off is marked."""
+    best = max(row.trade_off for row in family)
+    lines = [
+        "| scale | hidden / ffn / heads | parameters | held-out loss | KL | trade-off | steps | folder |",
+        "|--:|:--|--:|--:|--:|--:|--:|:--|",
+    ]
+    for row in family:
+        shape = " / ".join(
+            str(row.widths[name]) for name in ("hidden_size", "intermediate_size", "num_attention_heads")
+        )
+        mark = "**" if row.trade_off == best else ""
+        lines.append(
+            f"| {row.scale:g} | {shape} | {row.parameters:,} | {row.heldout_loss:.4f} | {row.discrepancy_kl:.4f} "
+            f"| {mark}{row.trade_off:.4f}{mark} | {row.step:,} | `{row.folder}` |"
+        )
     return "\n".join(lines)
 
 
@@ -163,6 +198,7 @@ def _markdown(report: Report, run_dir: Path, figures: list[str]) -> str:
         f"# {report.name}",
         "## Before and after",
         "\n".join(table),
+        *(["## Family", family_table(report.family)] if report.family else []),
         *(["## Figures", pictures] if figures else []),
         "## Facts",
         "\n".join(f"- {name}: {value}" for name, value in facts.items()),

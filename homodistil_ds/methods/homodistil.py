@@ -9,7 +9,7 @@ from homodistil_ds.config import RunConfig
 from homodistil_ds.distillation.objective import Objective
 from homodistil_ds.evaluation.heldout import measure_on
 from homodistil_ds.machine import Machine
-from homodistil_ds.methods import flops
+from homodistil_ds.methods import family, flops
 from homodistil_ds.methods.finish import finish
 from homodistil_ds.methods.placing import blank_student, placed_teacher, student_from
 from homodistil_ds.methods.running import saved, start_from, train
@@ -19,7 +19,6 @@ from homodistil_ds.models.loading import empty_model
 from homodistil_ds.models.width import Widths
 from homodistil_ds.pruning.milestones import Milestone, place_cuts, relative_cost
 from homodistil_ds.pruning.pruner import Pruner
-from homodistil_ds.pruning.schedule import WidthSchedule
 from homodistil_ds.runtime.engine import Engine
 from homodistil_ds.stage import Stage
 
@@ -33,7 +32,7 @@ def run(config: RunConfig, machine: Machine, command: str) -> None:
     objective = Objective(config.loss, with_teacher=True)
     plan = setting.student_plan
     prunes = config.student.init == "teacher"
-    pruner = Pruner(plan, width_schedule(setting), config.pruning.criterion, config.pruning.beta) if prunes else None
+    pruner = Pruner(plan, setting.schedule, config.pruning.criterion, config.pruning.beta) if prunes else None
 
     def build(widths: Widths) -> Engine:
         """An engine around a student of no particular weights."""
@@ -63,6 +62,8 @@ def run(config: RunConfig, machine: Machine, command: str) -> None:
         save=lambda step: saved(setting, stage, step),
         watchdog=setting.watchdog(),
         fixed_widths=setting.target,
+        leaves=family.leaves(setting),
+        leave=lambda step: family.leave(setting, stage, step),
         milestones={cut.step: cut.widths for cut in milestones(setting, objective)} if prunes else {},
         head_origins=[torch.arange(setting.target.heads)] * plan.layers,
         layer_map=setting.layer_map if plan.layers < setting.plan.layers else (),
@@ -76,23 +77,11 @@ def student_of(model: PreTrainedModel, setting: Setting, objective: Objective) -
     return Student(model.requires_grad_(True), plan.family, reads, teacher_hidden=plan.full.hidden)
 
 
-def width_schedule(setting: Setting) -> WidthSchedule:
-    """The run's schedule in steps; pruning never ends before the first step."""
-    config = setting.config
-    return WidthSchedule(
-        full=setting.plan.full,
-        target=setting.target,
-        start=round(config.pruning.start * config.steps),
-        end=max(1, round(config.pruning.end * config.steps)),
-        interval=config.pruning.interval,
-    )
-
-
 def milestones(setting: Setting, objective: Objective) -> tuple[Milestone, ...]:
     """The cuts that make this run cheapest; says so in a line."""
     config, plan = setting.config, setting.student_plan
     cost = flops.per_token(setting, objective, with_teacher=True)
-    cuts = place_cuts(width_schedule(setting), plan, config.cuts, config.steps, cost)
+    cuts = place_cuts(setting.schedule, plan, config.cuts, config.steps, cost)
     if cuts:
         share = relative_cost(cuts, plan.full, config.steps, cost)
         places = ", ".join(f"{cut.widths} at {cut.step}" for cut in cuts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from homodistil_ds.data.batches import Batches
 from homodistil_ds.data.corpus import Corpus, Order
 from homodistil_ds.data.masking import masking_for
 from homodistil_ds.distillation.objective import check_losses
+from homodistil_ds.errors import HomodistilError
 from homodistil_ds.machine import Machine
 from homodistil_ds.methods.opening import Run, check_length, checked, open_logs, say, train_dtype
 from homodistil_ds.methods.reading import read_corpus
@@ -24,6 +26,8 @@ from homodistil_ds.models.families import target_widths
 from homodistil_ds.models.loading import load_outline, load_teacher, read_plan
 from homodistil_ds.models.pieces import Read
 from homodistil_ds.models.width import WidthPlan, Widths, count
+from homodistil_ds.pruning.family import Member, members_of, scale_of
+from homodistil_ds.pruning.schedule import WidthSchedule
 from homodistil_ds.runtime import ds_config, memory, placement, ranks
 from homodistil_ds.runtime.engine import Engine
 
@@ -33,6 +37,7 @@ class Setting(Run):
     """`source` is the teacher of a distillation or the model to train of a pre-training.
 
     With `read` it is an outline on the meta device, and `read` gives its weights a run at a time; else it is whole.
+    `members` are the students that the run leaves behind, the last of them at its `target`; `schedule` passes them.
     `student_plan` and `student_like` are the table and the form of a student that has the layers of `layer_map` alone;
     nobody trains `student_like` itself. `placement` is where the teacher goes.
     """
@@ -42,6 +47,8 @@ class Setting(Run):
     tokenizer: PreTrainedTokenizerBase
     plan: WidthPlan
     target: Widths
+    members: tuple[Member, ...]
+    schedule: WidthSchedule
     layer_map: tuple[int, ...]
     student_plan: WidthPlan
     student_like: PreTrainedModel
@@ -85,9 +92,9 @@ def prepare_setting(config: RunConfig, machine: Machine, command: str, head_may_
     found = where_to_start(config, machine.resume, say)
     plan = ranks.together(lambda: read_plan(config.teacher, only="masked"))
     student = config.student
-    target = ranks.together(
-        lambda: target_widths(plan, student.hidden_size, student.intermediate_size, student.num_attention_heads)
-    )
+    members = ranks.together(lambda: family_of(config, plan))
+    target = members[-1].widths
+    schedule = ranks.together(lambda: schedule_of(config, plan, members))
     ranks.together(lambda: check_length(config, plan))
     layers = ranks.together(lambda: layer_map(plan.layers, student.num_hidden_layers, student.layers))
     student_plan = shallower(plan, layers)
@@ -125,6 +132,8 @@ def prepare_setting(config: RunConfig, machine: Machine, command: str, head_may_
         tokenizer=tokenizer,
         plan=plan,
         target=target,
+        members=members,
+        schedule=schedule,
         layer_map=layers,
         student_plan=student_plan,
         student_like=source if student_plan.layers == plan.layers else outline_of(source, plan, layers),
@@ -133,6 +142,39 @@ def prepare_setting(config: RunConfig, machine: Machine, command: str, head_may_
         monitor=monitor,
         checkpoint=found,
         started=started,
+    )
+
+
+def family_of(config: RunConfig, plan: WidthPlan) -> tuple[Member, ...]:
+    """The students of a run, the largest first; one without --family. Raises HomodistilError."""
+    student = config.student
+    sizes = (student.hidden_size, student.intermediate_size, student.num_attention_heads)
+    target = target_widths(plan, *sizes)
+    scale = scale_of(plan, target)
+    if not config.family:
+        return (Member(scale=scale, widths=target),)
+    members = members_of(plan, config.family)
+    if any(size is not None for size in sizes) and members[-1].widths != target:
+        side = "above" if members[-1].scale > scale else "below"
+        raise HomodistilError(
+            "CFG-SCALE",
+            f"--family ends at {members[-1].name}, {members[-1].widths}, {side} the target of the --student flags, "
+            f"{target}, scale {scale:.3g}",
+            "Leave the --student sizes out: the last scale sets them.",
+        )
+    return members
+
+
+def schedule_of(config: RunConfig, plan: WidthPlan, members: Sequence[Member]) -> WidthSchedule:
+    """The way down through all members, in steps; it never ends before the first one. Raises HomodistilError."""
+    return WidthSchedule(
+        full=plan.full,
+        target=members[-1].widths,
+        start=round(config.pruning.start * config.steps),
+        end=max(1, round(config.pruning.end * config.steps)),
+        interval=config.pruning.interval,
+        stops=tuple(member.widths for member in members[:-1]),
+        rest=round(config.pruning.rest * config.steps),
     )
 
 

@@ -53,7 +53,7 @@ def hold(run_dir: Path, report: Callable[[str], None]) -> None:
 
 def refuse_used(run_dir: Path) -> None:
     """A folder may be begun again only if what lies there can be had again: no checkpoint, no student, no report."""
-    used = [name for name in ("student", "report.json") if (run_dir / name).exists()]
+    used = [name for name in ("student", "students", "report.json") if (run_dir / name).exists()]
     used += [path.name for path in checkpoint.newest_first(run_dir / "checkpoints")]
     if used:
         raise HomodistilError(

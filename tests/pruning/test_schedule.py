@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import pytest
 
+from homodistil_ds.errors import HomodistilError
 from homodistil_ds.models.width import Widths
 from homodistil_ds.pruning.schedule import WidthSchedule
 
@@ -68,3 +69,50 @@ def test_a_student_of_the_teachers_shape_has_no_event_and_no_score() -> None:
     run = schedule(0, 70, 10, target=FULL)
     assert not any(run.is_event(step) or run.is_scored(step) for step in range(101))
     assert run.widths_at(70) == FULL
+
+
+STOPS = (
+    Widths(hidden=640, ffn=2560, heads=10, head_size=64),
+    Widths(hidden=512, ffn=2304, heads=10, head_size=51),
+    Widths(hidden=288, ffn=1032, heads=9, head_size=32),
+)
+
+
+def with_stops(steps: int, interval: int, rest: int) -> WidthSchedule:
+    return WidthSchedule(full=FULL, target=SMALL, start=5, end=steps, interval=interval, stops=STOPS, rest=rest)
+
+
+@pytest.mark.parametrize(("steps", "interval", "rest"), [(105, 1, 0), (105, 5, 1), (400, 10, 20), (401, 7, 13)])
+def test_every_stop_is_reached_left_after_its_rest_and_nothing_ever_grows(steps: int, interval: int, rest: int) -> None:
+    run = with_stops(steps, interval, rest)
+    widths = [run.widths_at(step) for step in range(steps + 20)]
+    for earlier, later in itertools.pairwise(widths):
+        assert all(vars(earlier)[axis] >= vars(later)[axis] for axis in vars(earlier))
+    events = [step for step in range(steps + 20) if run.is_event(step)]
+    for stop, leaves in zip(STOPS, run.leaves(), strict=True):
+        first = widths.index(stop)
+        assert run.is_event(first), "it is reached by an event"
+        assert first + rest == leaves
+        assert widths[leaves] == stop
+        assert not any(run.is_event(step) for step in range(first + 1, leaves + interval))
+    assert (events[-1], widths[steps]) == (steps, SMALL)
+
+
+def test_between_events_what_is_kept_is_asked_for_at_events_alone() -> None:
+    run = with_stops(400, 10, 20)
+    gaps = {second - first for first, second in itertools.pairwise(s for s in range(401) if run.is_event(s))}
+    assert gaps - {run.end - max(s for s in range(run.end) if run.is_event(s))} == {10, 10 + 20}
+
+
+def test_a_schedule_without_stops_is_what_it_was() -> None:
+    plain, empty = schedule(7, 50, 9), WidthSchedule(full=FULL, target=SMALL, start=7, end=50, interval=9, rest=4)
+    assert all(plain.widths_at(step) == empty.widths_at(step) for step in range(60))
+    assert all(plain.is_event(step) == empty.is_event(step) for step in range(60))
+    assert plain.leaves() == empty.leaves() == ()
+
+
+@pytest.mark.parametrize(("steps", "interval", "rest"), [(15, 5, 0), (105, 40, 0), (105, 1, 40)])
+def test_too_few_events_for_the_stops_are_refused(steps: int, interval: int, rest: int) -> None:
+    with pytest.raises(HomodistilError, match="too few events") as caught:
+        with_stops(steps, interval, rest)
+    assert caught.value.error_id == "CFG-SCHEDULE"

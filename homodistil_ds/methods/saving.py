@@ -1,0 +1,95 @@
+"""A student as it is kept: taken out of the engine, saved as a plain folder, proven and measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from homodistil_ds.evaluation import proof
+from homodistil_ds.evaluation.heldout import HeldOut, evaluate
+from homodistil_ds.evaluation.report import ModelRow
+from homodistil_ds.methods.running import fill
+from homodistil_ds.methods.setting import Setting
+from homodistil_ds.models.forward import Activations, forward
+from homodistil_ds.models.loading import empty_model, folder_of
+from homodistil_ds.models.width import WidthPlan, Widths, count
+from homodistil_ds.pruning.shrink import export
+from homodistil_ds.runtime import ranks
+from homodistil_ds.runtime.shards import full_weights
+from homodistil_ds.stage import Stage
+
+
+def plain_student(setting: Setting, stage: Stage) -> tuple[PreTrainedModel, dict | None]:
+    """The trained student as a smaller plain model in float32 on the CPU, and what pruning.json says of it."""
+    weights = full_weights(stage.engine)
+    masks = stage.pruner.masks if stage.pruner else None
+    model = empty_model(stage.engine.module.model, stage.plan, masks.physical() if masks else stage.widths())
+    fill(model, weights)
+    if masks is None:
+        return model.eval(), None
+    kept = {
+        "teacher": setting.config.teacher,
+        "digest": masks.digest(),
+        "widths": vars(masks.widths()),
+        "kept": {group: index.tolist() for group, index in masks.indices().items()},
+    }
+    local = {group: mask.nonzero().flatten() for group, mask in masks.local().items()}
+    return export(model, stage.plan, masks.widths(), local), kept
+
+
+def held_out_in_float32(
+    setting: Setting, stage: Stage, student: PreTrainedModel, teacher: torch.nn.Module | None
+) -> HeldOut:
+    """Held-out figures of the very model that is saved, in float32."""
+
+    def own(input_ids: torch.Tensor, positions: torch.Tensor) -> Activations:
+        return forward(student, stage.plan.family, input_ids, positions, {"logits"})
+
+    def taught(input_ids: torch.Tensor, positions: torch.Tensor) -> Activations:
+        assert teacher is not None
+        return teacher(input_ids, positions, reads={"logits"})
+
+    student.eval().to(device=ranks.device(), dtype=torch.float32)
+    result = evaluate(own, None if teacher is None else taught, setting.batches.held_out())
+    student.cpu()
+    return result
+
+
+def prove(setting: Setting, student: PreTrainedModel, folder: Path, with_teacher: bool) -> list[float]:
+    """Load the folder in a process that knows only torch and transformers, compare logits, time both models.
+
+    Returns tokens per second of the student and, if there is one that fits a rank, of the teacher. Raises
+    HomodistilError if the folder does not load or its logits are off by more than proof.PARITY.
+    """
+    kept = f"The checkpoint in {setting.run_dir}/checkpoints is valid."
+    ids = torch.from_numpy(setting.corpus.held_out[:8].astype("int64"))
+    with torch.no_grad():
+        proof.prove(folder, [{"input_ids": ids}], [student(ids).logits], kept)
+    models = [str(folder)]
+    if with_teacher and setting.placement == "replicated":
+        models.append(folder_of(setting.config.teacher))
+    return proof.speeds(models, ids, kept)
+
+
+def model_row(
+    plan: WidthPlan, widths: Widths, folder: Path, loss: float, discrepancy: float | None, rate: float | None = None
+) -> ModelRow:
+    counted = count(plan, widths)
+    return ModelRow(
+        parameters=counted.with_head,
+        parameters_without_embeddings=counted.matrices + counted.vectors + counted.head,
+        widths={
+            "hidden_size": widths.hidden,
+            "intermediate_size": widths.ffn,
+            "num_attention_heads": widths.heads,
+            "head_size": widths.head_size,
+            "num_hidden_layers": plan.layers,
+            "vocab_size": plan.fixed["vocab"],
+        },
+        file_bytes=sum(path.stat().st_size for path in folder.glob("*.safetensors")),
+        heldout_loss=loss,
+        discrepancy_kl=discrepancy,
+        tokens_per_second=rate,
+    )
