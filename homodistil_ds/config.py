@@ -169,6 +169,11 @@ class RunConfig:
     family: tuple[float, ...] = ()
     """Scales at which the run leaves a student behind on its way down, such as 0.75,0.5,0.25: the kept shares of the
     matrices of the layers, largest first. The last one is the student's, in place of the --student sizes."""
+    assistant: str = "none"
+    """Which student of the family teaches the smaller ones in a second descent: auto (the best trade-off, MiniDisc's
+    rule), capacity (the one nearest to 2.5 times the last one's parameters), one of the scales, or none."""
+    scales_of: str = ""
+    """Folder or hub name of the model whose matrices the scales of the family are shares of; empty: the teacher's."""
     trade_off: float = 0.2
     """What a whole scale less is worth in the trade-off of a family (M1)."""
     step_timeout: float = 900.0
@@ -204,6 +209,8 @@ class RunConfig:
         require("trade_off", self.trade_off, math.isfinite(self.trade_off), "Use a number, such as 0.2.")
         if self.family:
             self._check_family()
+        lone = "--assistant chooses among the students of a family: give --family two scales or more."
+        require("assistant", self.assistant, self.assistant == "none" or len(self.family) > 1, lone)
         require("seed", self.seed, -(2**63) <= self.seed < 2**63, "Use a number of 64 bits.")
         if self.method == "pretrain":
             self._check_pretrain()
@@ -223,10 +230,17 @@ class RunConfig:
         remedy = "Give --task_loss.kd, .mixed_kd or .patience a weight, or use --method finetune."
         require("method mixkd", "no loss reads the teacher", self.method != "mixkd" or teaches, remedy)
 
+    def assistants(self) -> list[str]:
+        """What --assistant may name besides none."""
+        return ["auto", "capacity", *(f"{scale:g}" for scale in self.family[:-1])]
+
     def _check_family(self) -> None:
         check_scales(self.family)
         shown = ",".join(f"{scale:g}" for scale in self.family)
         prunes = self.method == "homodistil" and self.student.init == "teacher"
+        known = ["none", *self.assistants()]
+        remedy = f"Use one of {', '.join(known)}: the last of the family is the one that is taught."
+        require("assistant", self.assistant, self.assistant in known, remedy)
         require("family", shown, prunes, "Only a student that is pruned passes its sizes: use --method homodistil.")
 
     def _check_pretrain(self) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +16,7 @@ from homodistil_ds.evaluation.report import MemberRow, Report
 from homodistil_ds.methods.saving import held_out_in_float32, model_row, plain_student, prove
 from homodistil_ds.methods.setting import Setting
 from homodistil_ds.models.loading import load_teacher, save_folder, stored_dtype
-from homodistil_ds.pruning.family import Member, relative_likelihood, trade_off
+from homodistil_ds.pruning.family import Member, assistant_by_gap, best_assistant, relative_likelihood, trade_off
 from homodistil_ds.runtime import claim, ranks
 from homodistil_ds.stage import Stage
 
@@ -49,35 +51,64 @@ def leave(setting: Setting, stage: Stage, step: int) -> None:
     ranks.on_first(write)
 
 
-def measured(setting: Setting, stage: Stage, teacher: torch.nn.Module | None) -> dict[float, HeldOut]:
-    """Scale -> held-out figures of each student left behind, in float32, as saved. All ranks call it."""
-    return {
-        member.scale: held_out_in_float32(setting, stage, load_teacher(str(folder_of(setting, member)))[0], teacher)
-        for member in leaves(setting).values()
-    }
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Held-out figures, in float32: of each member as saved, the last one included, and the loss of what all of them
+    are shares of."""
+
+    members: tuple[HeldOut, ...]
+    whole_loss: float
 
 
-def rows(setting: Setting, stage: Stage, report: Report, found: Mapping[float, HeldOut]) -> list[MemberRow]:
+def measure(setting: Setting, stage: Stage, teacher: torch.nn.Module | None, last: HeldOut) -> Measured | None:
+    """All ranks call it; None for a run without a family."""
+    if not setting.config.family:
+        return None
+    assert last.teacher_loss is not None
+
+    def figures(folder: str, taught_by: torch.nn.Module | None) -> HeldOut:
+        model = ranks.together(lambda: load_teacher(folder, flag="the student")[0])
+        return held_out_in_float32(setting, stage, model, taught_by)
+
+    before = [figures(str(folder_of(setting, member)), teacher) for member in leaves(setting).values()]
+    whole = setting.config.scales_of
+    return Measured(members=(*before, last), whole_loss=figures(whole, None).loss if whole else last.teacher_loss)
+
+
+def rows(setting: Setting, stage: Stage, report: Report, found: Measured) -> list[MemberRow]:
     """A line per student, the last one included; each folder is proven. Rank 0 calls it."""
-    assert report.teacher is not None
     lines = []
-    for step, member in leaves(setting).items():
-        folder, held_out = folder_of(setting, member), found[member.scale]
+    for (step, member), held_out in zip(leaves(setting).items(), found.members, strict=False):
+        folder = folder_of(setting, member)
         rate = prove(setting, load_teacher(str(folder))[0], folder, with_teacher=False)[0]
         row = model_row(stage.plan, member.widths, folder, held_out.loss, held_out.discrepancy_kl, rate)
-        lines.append((asdict(row), step, member.scale, f"{FOLDER}/{member.name}"))
-    lines.append((asdict(report.student), report.steps, setting.members[-1].scale, "student"))
-    worth = setting.config.trade_off
+        lines.append((row, step, member.scale, f"{FOLDER}/{member.name}"))
+    lines.append((report.student, report.steps, setting.members[-1].scale, "student"))
     return [
         MemberRow(
-            **values,
+            **vars(row),
             scale=scale,
             step=step,
             folder=folder,
-            trade_off=trade_off(relative_likelihood(values["heldout_loss"], report.teacher.heldout_loss), scale, worth),
+            trade_off=trade_off(
+                relative_likelihood(row.heldout_loss, found.whole_loss), scale, setting.config.trade_off
+            ),
         )
-        for values, step, scale, folder in lines
+        for row, step, scale, folder in lines
     ]
+
+
+def read_report(run_dir: Path) -> dict[str, Any]:
+    return json.loads((run_dir / "report.json").read_text(encoding="utf-8"))
+
+
+def choose_assistant(rule: str, members: Sequence[Mapping[str, Any]]) -> int:
+    """The place among the members, as a report has them, of the one that teaches; never the last, which is taught."""
+    if rule == "auto":
+        return best_assistant([row["trade_off"] for row in members[:-1]])
+    if rule == "capacity":
+        return assistant_by_gap([row["parameters"] for row in members])
+    return next(place for place, row in enumerate(members) if f"{row['scale']:g}" == rule)
 
 
 def report_of(report: Report, row: MemberRow) -> Report:

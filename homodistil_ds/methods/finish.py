@@ -33,7 +33,7 @@ def finish(setting: Setting, stage: Stage) -> None:
     torch.nn.Module.to(student, dtype).float()
     teacher = None if stage.teacher is None else float32_teacher(setting, stage)
     held_out = held_out_in_float32(setting, stage, student, teacher)
-    members = family.measured(setting, stage, teacher)
+    members = family.measure(setting, stage, teacher, held_out)
 
     def write() -> None:
         claim.check(setting.run_dir)
@@ -43,7 +43,7 @@ def finish(setting: Setting, stage: Stage) -> None:
         rates = prove(setting, student, folder, teacher is not None)
         report = build_report(setting, stage, held_out, rates, seconds, zero_stage)
         write_card(setting, report, folder)
-        if members:
+        if members is not None:
             report = replace(report, family=family.rows(setting, stage, report, members))
             for row in report.family[:-1]:
                 write_card(setting, family.report_of(report, row), setting.run_dir / row.folder)

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from homodistil_ds.config import RunConfig, StudentConfig, load_run_config
+from homodistil_ds.config import RunConfig, StudentConfig
 from homodistil_ds.data.corpus import vocabulary
 from homodistil_ds.data.glue import task_named
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.machine import Machine
 from homodistil_ds.methods.learning import learn
 from homodistil_ds.methods.opening import check_length, say
-from homodistil_ds.methods.start import check_same_values, hold, own_values, refuse_used
+from homodistil_ds.methods.parts import complete_first
+from homodistil_ds.methods.start import hold
 from homodistil_ds.methods.task_setting import prepare_task
 from homodistil_ds.models.depth import layer_map
 from homodistil_ds.models.families import plan_for
 from homodistil_ds.models.tasks import knows_a_task, load_classifier
 from homodistil_ds.models.width import WidthPlan
 from homodistil_ds.runtime import ranks
-from homodistil_ds.runtime.checkpoint import find, newest_first
 from homodistil_ds.task_config import TaskLossConfig
 
 TEACHER = "teacher"  # folder of the run in which the teacher learns the task
@@ -29,58 +29,40 @@ TEACHER = "teacher"  # folder of the run in which the teacher learns the task
 
 def run(config: RunConfig, machine: Machine, command: str) -> None:
     """The teacher learns the task first, unless it knows it; then --model learns from it (X5)."""
-    teacher, run_dir = config.teacher, Path(config.output_dir)
+    teacher, whole = config.teacher, Path(config.output_dir)
     # Before hours go into a teacher that the student could not learn from.
     ranks.together(lambda: check_pair(config))
     if not ranks.together(lambda: knows_a_task(config.teacher)):
-        stopped_before = ranks.told_by(0, began(run_dir / TEACHER) and not newest_first(run_dir / "checkpoints"))
-        if machine.resume == "never":
-            ranks.on_first(lambda: refuse_used(run_dir))
-        elif not stopped_before:
-            find(machine.resume, run_dir / "checkpoints", say)
-        teacher = teach(config, machine, command)
-        if stopped_before and machine.resume == "auto":
-            machine = replace(machine, resume="never")
+        own = teaching(config)
+        machine = complete_first(own, machine, whole, lambda its: teach(config, own, its, command))
+        teacher = str(whole / TEACHER / "student")
     setting = prepare_task(config, machine, command)
     source, _ = ranks.together(lambda: load_classifier(teacher, setting.data.task.classes, "--teacher"))
     learn(setting, source, plan_for(source.config))
 
 
-def teach(config: RunConfig, machine: Machine, command: str) -> str:
-    """A finetune run of the teacher inside the run directory; returns the folder of what it trained."""
-    whole, run_dir = Path(config.output_dir), Path(config.output_dir) / TEACHER
-    own = replace(
+def teaching(config: RunConfig) -> RunConfig:
+    """A finetune run of the teacher inside the run directory."""
+    return replace(
         config,
         method="finetune",
         model=config.teacher,
-        output_dir=str(run_dir),
+        output_dir=str(Path(config.output_dir) / TEACHER),
         save_student=True,
         student=StudentConfig(),
         task=replace(config.task, predict=False),
         task_loss=TaskLossConfig(),
     )
-    if ranks.told_by(0, (run_dir / "report.json").exists()):
-        ranks.on_first(lambda: check_taught(own, run_dir))
-    else:
-        resume = "auto" if ranks.told_by(0, bool(newest_first(run_dir / "checkpoints"))) else "never"
-        setting = prepare_task(own, replace(machine, resume=resume), command, within=whole)
-        line = f"the teacher {config.teacher} does not know {config.task.name} yet: it learns it first, in {run_dir}"
-        setting.monitor.line(line)
-        # The whole run is under way from here on: it says how it ended, and keeps others out.
-        ranks.on_first(lambda: hold(whole, say))
-        learn(setting)
-    return str(run_dir / "student")
 
 
-def check_taught(own: RunConfig, run_dir: Path) -> None:
-    """A teacher that an earlier start has trained must be the one that this run would train."""
-    before = load_run_config(run_dir / "run_config.json")
-    wanted = replace(own, steps=own.steps or before.steps)
-    check_same_values(wanted, asdict(before), f"--resume: {run_dir}", own_values(run_dir.parent))
-
-
-def began(run_dir: Path) -> bool:
-    return (run_dir / "run.json").exists()
+def teach(config: RunConfig, own: RunConfig, machine: Machine, command: str) -> None:
+    whole = Path(config.output_dir)
+    setting = prepare_task(own, machine, command, within=whole)
+    line = f"the teacher {config.teacher} does not know {config.task.name} yet: it learns it first, in {own.output_dir}"
+    setting.monitor.line(line)
+    # The whole run is under way from here on: it says how it ended, and keeps others out.
+    ranks.on_first(lambda: hold(whole, say))
+    learn(setting)
 
 
 def check_pair(config: RunConfig) -> None:

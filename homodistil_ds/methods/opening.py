@@ -127,6 +127,11 @@ def claimed(run_dir: Path) -> Iterator[None]:
         raise
 
 
+def claim_folder(run_dir: Path) -> None:
+    with claimed(run_dir):
+        pass
+
+
 def open_logs(config: RunConfig, found: Checkpoint | None) -> Monitor:
     """This rank's log and the curves, in a claimed run directory."""
     run_dir = Path(config.output_dir)

@@ -18,7 +18,7 @@ from homodistil_ds.data.masking import masking_for
 from homodistil_ds.distillation.objective import check_losses
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.machine import Machine
-from homodistil_ds.methods.opening import Run, check_length, checked, open_logs, say, train_dtype
+from homodistil_ds.methods.opening import Run, check_length, checked, claim_folder, open_logs, say, train_dtype
 from homodistil_ds.methods.reading import read_corpus
 from homodistil_ds.methods.start import check_same_data, where_to_start
 from homodistil_ds.models.depth import layer_map, outline_of, shallower
@@ -81,8 +81,10 @@ def parameters(plan: WidthPlan, widths: Widths) -> int:
     return count(plan, widths).with_head
 
 
-def prepare_setting(config: RunConfig, machine: Machine, command: str, head_may_be_missing: bool) -> Setting:
-    """Check everything a user can get wrong, then pack the corpus into the run directory.
+def prepare_setting(
+    config: RunConfig, machine: Machine, command: str, head_may_be_missing: bool, within: Path | None = None
+) -> Setting:
+    """Check everything a user can get wrong, then pack the corpus into the run directory, of a part into `within`.
 
     All ranks call it and fail together. Raises HomodistilError.
     """
@@ -103,7 +105,9 @@ def prepare_setting(config: RunConfig, machine: Machine, command: str, head_may_
     placed, reason = _choose_placement(config, machine.teacher_placement, first, plan, student_plan, target)
     source, tokenizer, read = ranks.together(lambda: _load(config.teacher, head_may_be_missing, placed == "replicated"))
     masking = ranks.together(lambda: masking_for(tokenizer, plan.fixed["vocab"], config.mask_probability))
-    corpus = read_corpus(config, tokenizer, run_dir)
+    corpus = read_corpus(config, tokenizer, within or run_dir)
+    if within is not None:
+        ranks.on_first(lambda: claim_folder(run_dir))
     if found is not None:
         ranks.together(lambda: check_same_data(found, corpus.fingerprint, vars(plan.full)))
     batches = Batches(
@@ -142,6 +146,7 @@ def prepare_setting(config: RunConfig, machine: Machine, command: str, head_may_
         monitor=monitor,
         checkpoint=found,
         started=started,
+        within=within,
     )
 
 
@@ -153,7 +158,8 @@ def family_of(config: RunConfig, plan: WidthPlan) -> tuple[Member, ...]:
     scale = scale_of(plan, target)
     if not config.family:
         return (Member(scale=scale, widths=target),)
-    members = members_of(plan, config.family)
+    reference = read_plan(config.scales_of, flag="--scales_of") if config.scales_of else plan
+    members = members_of(reference, config.family, within=plan.full)
     if any(size is not None for size in sizes) and members[-1].widths != target:
         side = "above" if members[-1].scale > scale else "below"
         raise HomodistilError(

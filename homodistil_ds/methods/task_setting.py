@@ -19,7 +19,7 @@ from homodistil_ds.data.glue_files import NO_SPLIT, read_split
 from homodistil_ds.data.task_batches import Encoded, TaskBatches, encode
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.machine import Machine
-from homodistil_ds.methods.opening import Run, check_length, checked, claimed, open_logs, say
+from homodistil_ds.methods.opening import Run, check_length, checked, claim_folder, open_logs, say
 from homodistil_ds.methods.start import check_same_data, refuse_used, where_to_start
 from homodistil_ds.models.families import plan_for
 from homodistil_ds.models.tasks import load_classifier
@@ -77,7 +77,7 @@ def prepare_task(config: RunConfig, machine: Machine, command: str, within: Path
     found = where_to_start(config, machine.resume, say)
     if found is not None:
         ranks.together(lambda: check_same_data(found, data.fingerprint, vars(plan.full)))
-    ranks.on_first(lambda: _claim(Path(config.output_dir)))
+    ranks.on_first(lambda: claim_folder(Path(config.output_dir)))
     return TaskSetting(
         config=config,
         ds_config=first,
@@ -155,8 +155,3 @@ def _batches(config: RunConfig, data: TaskData, tokenizer: PreTrainedTokenizerBa
         mixing=config.mixup if mixes else None,
         teacher_reads_plain=loss.kd + loss.patience > 0,
     )
-
-
-def _claim(run_dir: Path) -> None:
-    with claimed(run_dir):
-        pass

@@ -51,16 +51,18 @@ def check_scales(scales: Sequence[float], flag: str = "--family") -> None:
         raise HomodistilError("CFG-SCALE", f"{flag} {shown} does not fall", "Name every scale once, the largest first.")
 
 
-def members_of(plan: WidthPlan, scales: Sequence[float], flag: str = "--family") -> tuple[Member, ...]:
-    """Legal shapes of these scales, each inside the one before it, near the teacher's proportions.
+def members_of(
+    plan: WidthPlan, scales: Sequence[float], flag: str = "--family", within: Widths | None = None
+) -> tuple[Member, ...]:
+    """Legal shapes of these shares of `plan`, each inside the one before it, near its proportions, all inside `within`.
 
     Raises HomodistilError where no shape that a plain folder holds is near a scale, with the nearest that is.
     """
     check_scales(scales, flag)
     found: list[Member] = []
-    within = plan.full
+    within = within or plan.full
     for scale in scales:
-        shapes = [plan.full] if scale == 1 else list(_shapes(plan, scale, within))
+        shapes = [plan.full] if scale == 1 and within == plan.full else list(_shapes(plan, scale, within))
         if not shapes:
             raise HomodistilError(
                 "CFG-SCALE",

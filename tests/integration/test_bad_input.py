@@ -119,6 +119,44 @@ def heads_that_do_not_divide(inputs: Inputs) -> tuple[list[str], list[str]]:
     return inputs.flags(*changed), ["hidden_size 17", "Nearest", "18 with 3"]
 
 
+def without_sizes(inputs: Inputs, *changed: str) -> list[str]:
+    flags = inputs.flags()
+    return [*flags[: flags.index("--student.hidden_size")], *changed]
+
+
+def family_that_grows(inputs: Inputs) -> tuple[list[str], list[str]]:
+    return without_sizes(inputs, "--family", "0.25,0.5"), ["--family 0.25,0.5 does not fall", "largest first"]
+
+
+def family_outside_0_and_1(inputs: Inputs) -> tuple[list[str], list[str]]:
+    return without_sizes(inputs, "--family", "1.5,0.5"), ["--family 1.5,0.5", "at most 1"]
+
+
+def family_that_no_shape_meets(inputs: Inputs) -> tuple[list[str], list[str]]:
+    return without_sizes(inputs, "--family", "0.5,0.0001"), ["0.0001", "scale"]
+
+
+def family_that_ends_above_the_target(inputs: Inputs) -> tuple[list[str], list[str]]:
+    return inputs.flags("--family", "0.8,0.6"), ["ends at 0.6", "above the target", "Leave the --student sizes out"]
+
+
+def family_in_too_few_steps(inputs: Inputs) -> tuple[list[str], list[str]]:
+    return without_sizes(inputs, "--family", "0.75,0.5,0.25"), ["too few events", "--steps"]
+
+
+def trade_off_that_is_no_number(inputs: Inputs) -> tuple[list[str], list[str]]:
+    return without_sizes(inputs, "--family", "0.5,0.25", "--trade_off", "nan"), ["trade_off", "nan"]
+
+
+def assistant_outside_the_family(inputs: Inputs) -> tuple[list[str], list[str]]:
+    changed = ("--family", "0.5,0.25", "--assistant", "0.25")
+    return without_sizes(inputs, *changed), ["assistant", "0.25", "none, auto, capacity, 0.5"]
+
+
+def assistant_without_a_family(inputs: Inputs) -> tuple[list[str], list[str]]:
+    return inputs.flags("--assistant", "auto"), ["assistant", "--family"]
+
+
 def wider_than_the_teacher(inputs: Inputs) -> tuple[list[str], list[str]]:
     return inputs.flags("--student.intermediate_size", "65"), ["intermediate_size 65", "1 to 64"]
 
@@ -265,6 +303,14 @@ CASES: dict[Case, str] = {
     no_steps: "CFG-RANGE",
     heads_that_do_not_divide: "CFG-WIDTH",
     wider_than_the_teacher: "CFG-WIDTH",
+    family_that_grows: "CFG-SCALE",
+    family_outside_0_and_1: "CFG-SCALE",
+    family_that_no_shape_meets: "CFG-SCALE",
+    family_that_ends_above_the_target: "CFG-SCALE",
+    family_in_too_few_steps: "CFG-SCHEDULE",
+    trade_off_that_is_no_number: "CFG-RANGE",
+    assistant_outside_the_family: "CFG-RANGE",
+    assistant_without_a_family: "CFG-RANGE",
     longer_than_the_teacher: "CFG-LENGTH",
     longer_than_a_teacher_whose_positions_start_later: "CFG-LENGTH",
     causal_teacher: "CFG-FAMILY",
