@@ -132,7 +132,7 @@ def student_line(row: Row, label: str, cells: Sequence[str]) -> str:
 
 
 def cost(row: Row) -> list[str]:
-    return [f"{row['train_flops'] / 1e15:.2f}", f"{row['train_cpu_seconds']:.0f}", f"{row['train_seconds']:.0f}"]
+    return [f"{row['train_flops'] / 1e15:.3g}", f"{row['train_cpu_seconds']:.0f}", f"{row['train_seconds']:.0f}"]
 
 
 def on_tasks(runs: Runs, tasks: Sequence[str]) -> list[str]:
