@@ -126,12 +126,17 @@ def parse(arguments: list[str], first: bool) -> tuple[RunConfig, Machine]:
 
 def with_family(default: RunConfig, arguments: list[str]) -> tuple[RunConfig, list[str]]:
     """A family that is asked for sets the sizes in place of the preset's; its scales may stand between commas."""
-    if "--family" not in arguments:
+    spread: list[str] = []
+    for argument in arguments:
+        if argument.startswith("--family="):
+            spread += ["--family", *argument.removeprefix("--family=").replace(",", " ").split()]
+        elif spread and spread[-1] == "--family":
+            spread += argument.replace(",", " ").split()
+        else:
+            spread.append(argument)
+    if "--family" not in spread:
         return default, arguments
-    place = arguments.index("--family") + 1
-    scales = arguments[place].replace(",", " ").split() if place < len(arguments) else []
     sizes = {"hidden_size": None, "intermediate_size": None, "num_attention_heads": None}
-    spread = [*arguments[:place], *scales, *arguments[place + 1 :]]
     return replace(default, student=replace(default.student, **sizes)), spread  # type: ignore[arg-type]
 
 

@@ -14,6 +14,7 @@ from homodistil_ds.errors import HomodistilError, did_you_mean, require
 from homodistil_ds.pruning.family import check_scales
 from homodistil_ds.task_config import MixupConfig, TaskConfig, TaskLossConfig
 
+ON_TASKS = ("finetune", "mixkd", "minidisc")  # methods that learn a task
 BUILTIN = "builtin"  # names the embedded teacher and the corpus that every Python installation carries
 
 
@@ -131,9 +132,10 @@ class OptimizerConfig:
 class RunConfig:
     """One run. Saved as run_config.json in the run directory and read back with --config."""
 
-    method: Literal["homodistil", "pretrain", "finetune", "mixkd"] = "homodistil"
+    method: Literal["homodistil", "pretrain", "finetune", "mixkd", "minidisc"] = "homodistil"
     """homodistil: prune and distil a student. pretrain: masked-language-model training without a teacher. finetune: a
-    model learns a task. mixkd: a model learns a task from a teacher that knows it."""
+    model learns a task. mixkd: a model learns a task from a teacher that knows it. minidisc: nested students of a
+    family learn a task together from a teacher that knows it."""
     teacher: str = BUILTIN
     """Folder or hub name of the teacher; 'builtin' is the small BERT inside this package. A teacher of mixkd that has
     not learnt the task yet learns it first."""
@@ -190,7 +192,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for name, low in (
-            ("steps", 0 if self.method in ("finetune", "mixkd") else 1),
+            ("steps", 0 if self.method in ON_TASKS else 1),
             ("global_batch_size", 1),
             ("sequence_length", 8),
             ("held_out_sequences", 1),
@@ -214,7 +216,7 @@ class RunConfig:
         require("seed", self.seed, -(2**63) <= self.seed < 2**63, "Use a number of 64 bits.")
         if self.method == "pretrain":
             self._check_pretrain()
-        if self.method in ("finetune", "mixkd"):
+        if self.method in ON_TASKS:
             self._check_task()
 
     def _check_task(self) -> None:
@@ -227,8 +229,23 @@ class RunConfig:
         teaches = self.task_loss.learns_from_teacher
         remedy = "Use --method mixkd, which has a teacher, or set --task_loss.kd, .mixed_kd and .patience to 0."
         require("method finetune", "a loss needs a teacher", self.method != "finetune" or not teaches, remedy)
-        remedy = "Give --task_loss.kd, .mixed_kd or .patience a weight, or use --method finetune."
-        require("method mixkd", "no loss reads the teacher", self.method != "mixkd" or teaches, remedy)
+        remedy = "Give --task_loss.kd, .mixed_kd, .patience or .states a weight, or use --method finetune."
+        require(f"method {self.method}", "no loss reads the teacher", self.method == "finetune" or teaches, remedy)
+        states = self.task_loss.states
+        if self.method == "minidisc":
+            self._check_nested()
+        else:
+            lifted = "Only the students of minidisc are lifted to the teacher's width: set --task_loss.states 0."
+            require("task_loss.states", states, states == 0, lifted)
+
+    def _check_nested(self) -> None:
+        require(
+            "method minidisc", "it has no family", bool(self.family), "Name its students' scales: --family 0.5,0.1."
+        )
+        narrow = "Its students are narrower than the teacher: set --task_loss.patience 0."
+        require("method minidisc", "task_loss.patience is not 0", self.task_loss.patience == 0, narrow)
+        mixes = self.task_loss.mixes(with_teacher=True)
+        require("method minidisc", "it mixes examples", not mixes, "Set --task_loss.mixed_task and .mixed_kd 0.")
 
     def assistants(self) -> list[str]:
         """What --assistant may name besides none."""
@@ -237,11 +254,11 @@ class RunConfig:
     def _check_family(self) -> None:
         check_scales(self.family)
         shown = ",".join(f"{scale:g}" for scale in self.family)
-        prunes = self.method == "homodistil" and self.student.init == "teacher"
+        prunes = self.method in ("homodistil", "minidisc") and self.student.init == "teacher"
         known = ["none", *self.assistants()]
         remedy = f"Use one of {', '.join(known)}: the last of the family is the one that is taught."
         require("assistant", self.assistant, self.assistant in known, remedy)
-        require("family", shown, prunes, "Only a student that is pruned passes its sizes: use --method homodistil.")
+        require("family", shown, prunes, "Only a student that is pruned has sizes to pass: use homodistil or minidisc.")
 
     def _check_pretrain(self) -> None:
         changed = self.student.is_reshaped

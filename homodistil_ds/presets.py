@@ -165,7 +165,17 @@ def pkd() -> RunConfig:
     return _on_task("pkd", "mixkd", loss)
 
 
-def _on_task(name: str, method: Literal["finetune", "mixkd"], loss: TaskLossConfig) -> RunConfig:
+def minidisc() -> RunConfig:
+    """MiniDisc (M1-M4): seven nested students of a teacher that knows the task; one teaches the smaller ones."""
+    loss = TaskLossConfig(task=0.0, kd=0.5, states=0.5, distance="ce")
+    family = (0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.05)
+    run = _on_task("minidisc", "minidisc", loss, family)
+    return replace(run, assistant="auto", learning_rate=3e-5, eval_interval=100)
+
+
+def _on_task(
+    name: str, method: Literal["finetune", "mixkd", "minidisc"], loss: TaskLossConfig, family: tuple[float, ...] = ()
+) -> RunConfig:
     return RunConfig(
         method=method,
         output_dir=f"runs/{name}",
@@ -174,6 +184,7 @@ def _on_task(name: str, method: Literal["finetune", "mixkd"], loss: TaskLossConf
         eval_interval=0,
         task=TaskConfig(),
         task_loss=loss,
+        family=family,
     )
 
 
@@ -181,6 +192,6 @@ _FUNCTIONS = (
     *(demo, correct_teacher, homobert_base, homobert_small, homobert_xsmall, homobert_tiny),
     *(distilbert, tinybert, minilm, minilmv2, plain_kd, one_shot, magnitude, masks_at_the_end),
     random_start,
-    *(finetune, mixkd, task_kd, pkd),
+    *(finetune, mixkd, task_kd, pkd, minidisc),
 )
 PRESETS: dict[str, Callable[[], RunConfig]] = {function.__name__: function for function in _FUNCTIONS}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -44,6 +45,8 @@ class Stage:
     pruned has `fixed_widths` and `head_origins`: per layer, the teacher's head behind each of its own; a pruned
     student's come from its masks. `layer_map` names the teacher's layer behind each of a shallower student's.
     After the steps in `leaves` the student, as it is then, is left behind: `leave(step)` writes it.
+    `runs` is what the forward pass is told of each student that shares the engine's weights; one, told nothing, unless
+    the engine holds several.
     `measure(student, teacher)` gives the figures of what is not trained on. `loop_seconds` and `loop_cpu_seconds` are
     what `run` took on this rank (`methods.running` notes it), `measured_seconds` and `measured_cpu_seconds` the part of
     it that `evaluate` took.
@@ -63,6 +66,7 @@ class Stage:
     watchdog: Watchdog
     fixed_widths: Widths
     milestones: Mapping[int, Widths] = field(default_factory=dict)
+    runs: Sequence[Mapping[str, Any]] = ({},)
     leaves: Collection[int] = ()
     leave: Callable[[int], None] | None = None
     head_origins: list[torch.Tensor] = field(default_factory=list)
@@ -141,20 +145,28 @@ class Stage:
         # Dropout draws by step and rank, so that a run that was resumed draws what it would have drawn.
         torch.manual_seed(((self.config.seed * 1_000_003 + step) * 65_537 + ranks.rank()) % 2**63)
         for batch in self.pace.fetched(self.batches.micro_batches(step)):
-            terms.append(self.backward(batch.to(ranks.device()), student_heads, head_origins))
-            if self.pruner and self.engine.is_gradient_accumulation_boundary():
-                score = self.pruner.score(self.engine, step)
-            moved = take_step(self.engine)
-            self.watchdog.beat(step)
+            batch = batch.to(ranks.device())
+            with self.pace.forward():
+                taught = self.teach(*batch.taught, reads=self.objective.teacher_reads())
+            for told in self.runs:
+                terms.append(self.backward(batch, told, taught, student_heads, head_origins))
+                if self.pruner and self.engine.is_gradient_accumulation_boundary():
+                    score = self.pruner.score(self.engine, step)
+                moved = take_step(self.engine)
+                self.watchdog.beat(step)
         return terms, score, moved
 
     def backward(
-        self, batch: TrainBatch, student_heads: list[torch.Tensor], head_origins: list[torch.Tensor]
+        self,
+        batch: TrainBatch,
+        told: Mapping[str, Any],
+        taught: Activations,
+        student_heads: list[torch.Tensor],
+        head_origins: list[torch.Tensor],
     ) -> dict[str, torch.Tensor]:
-        """Losses of one micro batch, after their backward pass."""
+        """Losses of one student on one micro batch, after their backward pass."""
         with self.pace.forward():
-            taught = self.teach(*batch.taught, reads=self.objective.teacher_reads())
-            own = self.engine(*batch.shown)
+            own = self.engine(*batch.shown, **told)
             total, parts = self.objective(
                 Inputs(
                     student=own,
@@ -269,9 +281,9 @@ class Stage:
     def evaluate(self, step: int) -> None:
         """What is measured on text that is not trained on, in the precision of training."""
 
-        def own(*shown: torch.Tensor) -> Activations:
+        def own(*shown: torch.Tensor, **told: Any) -> Activations:
             self.watchdog.beat(step)
-            return self.engine(*shown, reads=("logits",))
+            return self.engine(*shown, reads=("logits",), **told)
 
         def taught(*shown: torch.Tensor) -> Activations:
             return self.teach(*shown, reads=frozenset({"logits"}))

@@ -37,7 +37,7 @@ class TaskConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskLossConfig:
-    """Weights of the losses on a task (X2-X5, B1, B6); kd, mixed_kd and patience need the teacher of mixkd."""
+    """Weights of the losses on a task (X2-X5, B1, B6, M4); kd, mixed_kd, patience and states need a teacher."""
 
     task: float = 1.0
     """(X2) cross entropy of the labels, or squared error of a regression."""
@@ -49,13 +49,15 @@ class TaskLossConfig:
     """(X4) the same on mixed examples; MixKD's teacher mixup."""
     patience: float = 0.0
     """(B6) squared distance of the normalised [CLS] states of all layers but the last; PKD."""
+    states: float = 0.0
+    """(M4) squared distance of the states of all layers at all tokens, lifted to the teacher's width; MiniDisc."""
     distance: Literal["mse", "kl", "ce"] = "mse"
     """What kd and mixed_kd measure; a regression always takes mse."""
     temperature: float = 1.0
     """Softmax temperature of the distances kl and ce."""
 
     def __post_init__(self) -> None:
-        for name in ("task", "mixed_task", "kd", "mixed_kd", "patience"):
+        for name in ("task", "mixed_task", "kd", "mixed_kd", "patience", "states"):
             value = getattr(self, name)
             require(f"task_loss.{name}", value, math.isfinite(value) and value >= 0, "Use 0 or more.")
         some = self.task + self.mixed_task > 0 or self.learns_from_teacher
@@ -65,7 +67,7 @@ class TaskLossConfig:
 
     @property
     def learns_from_teacher(self) -> bool:
-        return self.kd + self.mixed_kd + self.patience > 0
+        return self.kd + self.mixed_kd + self.patience + self.states > 0
 
     def mixes(self, with_teacher: bool) -> bool:
         """Whether some term reads mixed examples."""

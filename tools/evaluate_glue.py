@@ -59,8 +59,11 @@ def fill_table(given: argparse.Namespace, rest: list[str], arguments: list[str])
     start = ["--preset", given.preset, "--model", given.model, "--task.data", given.data, *rest]
     config, machine = parse(start, launch.is_first_rank())
     if config.method not in ("finetune", "mixkd"):
+        what = "has a teacher for each task" if config.method == "minidisc" else "learns no task"
         raise HomodistilError(
-            "CFG-PRESET", f"--preset {given.preset} learns no task", "Use finetune, mixkd, task_kd or pkd."
+            "CFG-PRESET",
+            f"--preset {given.preset} {what}",
+            "Use finetune, mixkd, task_kd or pkd; minidisc is for homodistil_ds/train.py.",
         )
     of_preset = "" if given.preset == "finetune" else f"-{given.preset}"
     folder = Path(given.output_dir or f"runs/glue-{name_of(given.model)}{of_preset}")

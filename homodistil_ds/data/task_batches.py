@@ -75,7 +75,12 @@ class TaskBatch:
         def moved(parts: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
             return tuple(None if part is None else part.to(device) for part in parts)
 
-        pairs = self.pairs._replace(other_labels=self.pairs.other_labels.to(device), share=self.pairs.share.to(device))
+        own, mask = self.pairs, self.pairs.mask
+        pairs = own._replace(
+            other_labels=own.other_labels.to(device),
+            share=own.share.to(device),
+            mask=None if mask is None else mask.to(device),
+        )
         return TaskBatch(moved(self.shown), moved(self.taught), self.labels.to(device), pairs)
 
 
@@ -150,18 +155,20 @@ class TaskBatches:
         labels = torch.from_numpy(first.labels)
         if self.mixing is None:
             shown = padded(first, self.pad_id)
-            pairs = Pairs(other_labels=labels, share=torch.ones(len(labels)), plain=len(plain), weight=0.0)
+            ones = torch.ones(len(labels))
+            pairs = Pairs(other_labels=labels, share=ones, plain=len(plain), weight=0.0, mask=shown[1])
             return TaskBatch(shown, shown, labels, pairs)
         second = self.examples.take(rows[np.concatenate([plain, partner[mixed]])])
         assert second.labels is not None
         own = torch.from_numpy(np.concatenate([np.ones(len(plain), np.float32), share[mixed]]))
+        whole = (*padded_pair(first, second, own, self.pad_id), own)
         pairs = Pairs(
             other_labels=torch.from_numpy(second.labels),
             share=own,
             plain=len(plain),
             weight=self.global_batch / (len(plain) * max(copies, 1)),
+            mask=whole[1],
         )
-        whole = (*padded_pair(first, second, own, self.pad_id), own)
         begin = 0 if self.teacher_reads_plain or not len(mixed) else len(plain)
         taught = tuple(None if part is None else part[begin:] for part in whole)
         return TaskBatch(whole, taught, labels, pairs)

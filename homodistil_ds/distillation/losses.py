@@ -22,13 +22,15 @@ class Pairs(NamedTuple):
     """Of the R rows of a task's micro batch the first `plain` are examples, the others mixed pairs of examples.
 
     other_labels [R] are those of each row's second example, share [R] is what the row has of its first. The sum over
-    mixed rows times `weight` adds up, over micro batches, to their mean in the global batch.
+    mixed rows times `weight` adds up, over micro batches, to their mean in the global batch. mask [R, L] is 1 where a
+    row has a token.
     """
 
     other_labels: torch.Tensor
     share: torch.Tensor
     plain: int
     weight: float
+    mask: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,6 +53,19 @@ def patience(inputs: Inputs) -> torch.Tensor:
     return sum_of(F.mse_loss(_first(own[plain]), _first(shown[plain])) for own, shown in layers)
 
 
+def states(inputs: Inputs) -> torch.Tensor:
+    """(M4): squared distance of every layer's states, at the teacher's width, at the tokens of the plain rows: the mean
+    of each row's tokens, over rows and layers. The published code compares every second layer and the embedding."""
+    assert inputs.pairs is not None
+    assert inputs.pairs.mask is not None
+    plain = slice(inputs.pairs.plain)
+    tokens = inputs.pairs.mask[plain].float()
+    share = tokens / tokens.sum(1, keepdim=True)
+    layers = list(zip(inputs.student.hidden, inputs.taught(inputs.teacher.hidden), strict=True))
+    squares = ((own[plain].float() - shown[plain].float()).square().mean(-1) for own, shown in layers)
+    return sum_of((square * share).sum(1).mean() for square in squares) / len(layers)
+
+
 def _first(states: torch.Tensor) -> torch.Tensor:
     """The states [B, H] of the first token, of length 1."""
     return F.normalize(states[:, 0].float(), dim=-1)
@@ -91,4 +104,5 @@ TASK_LOSSES: dict[str, LossTerm] = {
     "kd": LossTerm(function=kd, reads=("logits",)),
     "mixed_kd": LossTerm(function=mixed_kd, reads=("logits",)),
     "patience": LossTerm(function=patience, reads=("hidden",)),
+    "states": LossTerm(function=states, reads=("hidden",)),
 }

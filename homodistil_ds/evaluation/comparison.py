@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from homodistil_ds.evaluation.finished import Finished, LanguageRun, TaskRun
+from homodistil_ds.evaluation.finished import FamilyMember, Finished, LanguageRun, TaskRun
 from homodistil_ds.evaluation.page import Block, Code, Line, Page, Picture, Table
 from homodistil_ds.evaluation.report import NONE, ModelRow, duration_text
 
@@ -37,6 +37,8 @@ def comparison(
         sections["Runs"] = [language_table(language), *warned]
     if tasks:
         sections["Task runs"] = [task_table(tasks)]
+    if any(run.family for run in runs):
+        sections["Families"] = [families_table(runs)]
     if pictures:
         sections["Figures"] = [Picture(name, caption) for name, caption in pictures.items()]
     if latency:
@@ -75,6 +77,21 @@ def language_table(runs: Sequence[LanguageRun]) -> Table:
         ("training loop", lambda row: _duration(row[2].loop_seconds) if row[2] else None),
     ]
     return _table(columns, rows, names=3)
+
+
+def families_table(runs: Sequence[Finished]) -> Table:
+    """One row per student that a run left behind on its way."""
+    rows = [(run, member) for run in runs for member in run.family]
+    columns: list[Column[tuple[Finished, FamilyMember]]] = [
+        ("run", lambda row: row[0].label),
+        ("scale", lambda row: f"{row[1].scale:g}"),
+        ("parameters", lambda row: _count(row[1].parameters)),
+        ("held-out loss (nats)", lambda row: _fixed(row[1].heldout_loss, 4)),
+        ("discrepancy KL (nats)", lambda row: _fixed(row[1].discrepancy_kl, 4)),
+        ("score", lambda row: _fixed(row[1].score, 4)),
+        ("trade-off", lambda row: _fixed(row[1].trade_off, 4)),
+    ]
+    return _table(columns, rows, names=1)
 
 
 def task_table(runs: Sequence[TaskRun]) -> Table:

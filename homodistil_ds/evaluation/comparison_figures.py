@@ -17,6 +17,7 @@ CAPTIONS = {
     "progress": "Held-out loss, discrepancy from the teacher and hidden width over the steps",
     "losses": "Training figures over the steps, each as the run logged it",
     "sizes": "Held-out loss against parameters",
+    "families": "The students that each run left behind on its way, against their parameters",
 }
 TERMS = ("total", "mlm", "kl", "hidden", "attention", "embedding")  # drawn first, in this order
 MAX_PANELS = 9
@@ -26,7 +27,7 @@ Series = tuple[list[float], list[float]]
 
 def comparison_figures(runs: Sequence[Finished]) -> dict[str, Figure]:
     """Name -> figure, of those that have something to show."""
-    drawn = {"progress": progress(runs), "losses": losses(runs), "sizes": sizes(runs)}
+    drawn = {"progress": progress(runs), "losses": losses(runs), "sizes": sizes(runs), "families": families(runs)}
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
@@ -72,7 +73,8 @@ def losses(runs: Sequence[Finished]) -> Figure | None:
     """A panel for every logged figure that is no size and no held-out one, up to MAX_PANELS."""
     others = {"step", "heldout_loss", "discrepancy_kl"}
     logged = dict.fromkeys(name for run in runs for row in run.history for name in row)
-    names = [name for name in logged if name not in others and not name.startswith("kept_")]
+    # A name with a slash is a figure of one of several nested students.
+    names = [name for name in logged if name not in others and not name.startswith("kept_") and "/" not in name]
     names = sorted(names, key=lambda name: TERMS.index(name) if name in TERMS else len(TERMS))[:MAX_PANELS]
     if not names:
         return None
@@ -112,6 +114,39 @@ def sizes(runs: Sequence[Finished]) -> Figure | None:
     axes.set_ylabel("held-out loss (nats)")
     _legend(figure, [run for run, _ in language], [style for _, style in language], hollow=True)
     return figure
+
+
+def families(runs: Sequence[Finished]) -> Figure | None:
+    """A panel for held-out losses and one for scores, a line for each run that left several students behind."""
+    panels = [
+        (label, [(run, style) for run, style in zip(runs, _styles(), strict=False) if points(run)], points)
+        for label, points in (("held-out loss (nats)", _losses_of), ("score", _scores_of))
+    ]
+    panels = [panel for panel in panels if panel[1]]
+    if not panels:
+        return None
+    drawn = [(run, style) for run, style in zip(runs, _styles(), strict=False) if run.family]
+    figure = blank(0.8 + 3.4 * len(panels) + _legend_height([run for run, _ in drawn]))
+    for place, (label, lines, points) in enumerate(panels):
+        axes = figure.add_subplot(len(panels), 1, place + 1)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(True, color="#E3E3E3", linewidth=0.8)
+        axes.set_axisbelow(True)
+        for run, (colour, dash) in lines:
+            axes.plot(*zip(*points(run), strict=True), dash, color=colour, marker="o", markersize=5, linewidth=1.4)
+        axes.set_xlim(left=0)
+        axes.set_ylabel(label)
+    axes.set_xlabel("parameters (millions)")
+    _legend(figure, [run for run, _ in drawn], [style for _, style in drawn])
+    return figure
+
+
+def _losses_of(run: Finished) -> list[tuple[float, float]]:
+    return [(row.parameters / 1e6, row.heldout_loss) for row in run.family if row.heldout_loss is not None]
+
+
+def _scores_of(run: Finished) -> list[tuple[float, float]]:
+    return [(row.parameters / 1e6, row.score) for row in run.family if row.score is not None]
 
 
 def _styles() -> itertools.cycle[tuple[str, str]]:

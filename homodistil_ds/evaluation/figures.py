@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from homodistil_ds.evaluation.report import MemberRow, ModelRow
+from homodistil_ds.evaluation.task_report import TaskMember
 
 # Okabe and Ito's palette, without its yellow, which is too pale on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -201,6 +202,31 @@ def family_curve(teacher: ModelRow | None, family: Sequence[MemberRow]) -> Figur
     worth.plot(scales[best], values[best], "o", color=COLOURS[1])
     worth.set_xlabel("scale (kept share of the layers' matrices)")
     worth.set_ylabel("trade-off")
+    return figure
+
+
+def members_curve(family: Sequence[TaskMember], history: Sequence[Mapping[str, float]]) -> Figure:
+    """Score against parameters, a point for each student with its scale; below it the trade-offs over the steps."""
+    figure = blank(7)
+    score, worth = figure.add_subplot(2, 1, 1), figure.add_subplot(2, 1, 2)
+    score.spines[["top", "right"]].set_visible(False)
+    score.grid(True, color="#E3E3E3", linewidth=0.8)
+    score.plot([row.parameters / 1e6 for row in family], [row.score for row in family], "o-", color=COLOURS[0])
+    for row in family:
+        where = (row.parameters / 1e6, row.score)
+        score.annotate(f"{row.scale:g}", where, xytext=(4, 5), textcoords="offset points", fontsize=9)
+    score.set_xlim(left=0)
+    score.set_xlabel("parameters (millions)")
+    score.set_ylabel("score")
+    tidy(worth)
+    styles = itertools.cycle((colour, dash) for dash in ("-", "--") for colour in COLOURS)
+    for row, (colour, dash) in zip(family, styles, strict=False):
+        name = f"trade_off/{row.scale:g}"
+        points = [(line["step"], line[name]) for line in history if name in line]
+        worth.plot(*zip(*points, strict=True), dash, color=colour, marker=".", label=f"{row.scale:g}")
+    worth.set_xlabel("optimizer step")
+    worth.set_ylabel("trade-off")
+    worth.legend(title="scale", frameon=False, ncols=4, fontsize=8)
     return figure
 
 

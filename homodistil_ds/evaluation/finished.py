@@ -14,7 +14,20 @@ from homodistil_ds.errors import HomodistilError
 from homodistil_ds.evaluation.report import ModelRow
 from homodistil_ds.models.loading import folder_of
 
-TAUGHT = ("homodistil", "mixkd")  # the methods that have a teacher; the configuration names one for every method
+# Methods with a teacher; the configuration names one for every method.
+TAUGHT = ("homodistil", "mixkd", "minidisc")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilyMember:
+    """One of several students that a run left behind; a language model has a loss, what does a task a score."""
+
+    scale: float
+    parameters: int
+    heldout_loss: float | None
+    discrepancy_kl: float | None
+    score: float | None
+    trade_off: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +45,8 @@ class Finished:
     versions: dict[str, str]
     settings: dict[str, str]
     """Of run_config.json: dotted name -> value, as JSON if it is no text. Empty if the run has none."""
+    family: list[FamilyMember]
+    """The largest first; empty for a run with one student."""
     saved: Path | None
     """The folder of its student, None if that is not there: benchmarks remove theirs."""
 
@@ -145,8 +160,18 @@ def _common(folder: Path, report: Mapping[str, Any], parameters: int) -> dict[st
         "history": [_numbers(row) for row in report["history"]],
         "versions": {_text(name): _text(version) for name, version in report.get("versions", {}).items()},
         "settings": _settings(folder / "run_config.json"),
+        "family": [_member(row) for row in report.get("family", [])],
         "saved": folder / "student" if (folder / "student" / "config.json").exists() else None,
     }
+
+
+def _member(row: Mapping[str, Any]) -> FamilyMember:
+    names = ("heldout_loss", "discrepancy_kl", "score", "trade_off")
+    values = {name: _optional(row, name, _number) for name in names}
+    scale = _number(row["scale"])
+    if scale is None:
+        raise ValueError("a scale is not a number")
+    return FamilyMember(scale=scale, parameters=_whole(row["parameters"]), **values)
 
 
 def _model(row: Mapping[str, Any]) -> ModelRow:

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from homodistil_ds.evaluation.card import is_hub_name
 from homodistil_ds.evaluation.report import duration_text, replace_json, replace_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskMember:
+    """One of the nested students of minidisc."""
+
+    scale: float
+    """Kept share of the matrices of the layers that was asked for."""
+    widths: dict[str, int]
+    parameters: int
+    score: float
+    """As `primary` of the report."""
+    trade_off: float
+    """(M1) of the score."""
+    folder: str
+    """In the run directory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +61,8 @@ class TaskReport:
     precision: str
     versions: dict[str, str]
     history: list[dict[str, float]]
+    family: list[TaskMember] = field(default_factory=list)
+    """The students that learnt together, the last one among them."""
 
 
 def write_task_report(report: TaskReport, run_dir: Path) -> None:
@@ -83,8 +101,28 @@ def task_card(report: TaskReport, command: str) -> str:
 
 
 def _markdown(report: TaskReport) -> str:
-    table = score_table(report.metrics, report.teacher_metrics)
-    return f"# {report.name}\n\n{report.task}, score {report.primary:.4f}\n\n{table}\n\n{_facts(report)}\n"
+    parts = [
+        f"# {report.name}",
+        f"{report.task}, score {report.primary:.4f}",
+        score_table(report.metrics, report.teacher_metrics),
+        *([member_table(report.family), "![family](figures/family.png)"] if report.family else []),
+        _facts(report),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def member_table(family: Sequence[TaskMember]) -> str:
+    """Markdown: a line per student that learnt together; the best trade-off is marked."""
+    best = max(row.trade_off for row in family)
+    lines = ["| scale | hidden / ffn / heads | parameters | score | trade-off | folder |", "|--:|:--|--:|--:|--:|:--|"]
+    for row in family:
+        shape = " / ".join(str(row.widths[name]) for name in ("hidden", "ffn", "heads"))
+        mark = "**" if row.trade_off == best else ""
+        lines.append(
+            f"| {row.scale:g} | {shape} | {row.parameters:,} | {row.score:.4f} | {mark}{row.trade_off:.4f}{mark} "
+            f"| `{row.folder}` |"
+        )
+    return "\n".join(lines)
 
 
 def _facts(report: TaskReport) -> str:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from homodistil_ds.errors import HomodistilError
 from homodistil_ds.evaluation.heldout import HeldOut
 from homodistil_ds.evaluation.report import MemberRow, Report
 from homodistil_ds.methods.saving import held_out_in_float32, model_row, plain_student, prove
 from homodistil_ds.methods.setting import Setting
+from homodistil_ds.methods.start import TRIAL
 from homodistil_ds.models.loading import load_teacher, save_folder, stored_dtype
-from homodistil_ds.pruning.family import Member, assistant_by_gap, best_assistant, relative_likelihood, trade_off
-from homodistil_ds.runtime import claim, ranks
+from homodistil_ds.pruning.family import Member, relative_likelihood, trade_off
+from homodistil_ds.runtime import checkpoint, claim, ranks
 from homodistil_ds.stage import Stage
 
 FOLDER = "students"
+WHOLE = "config.json"  # in a folder that was renamed into its place
 
 
 def leaves(setting: Setting) -> dict[int, Member]:
@@ -30,6 +31,32 @@ def leaves(setting: Setting) -> dict[int, Member]:
 
 def folder_of(setting: Setting, member: Member) -> Path:
     return setting.run_dir / FOLDER / member.name
+
+
+def bring(setting: Setting) -> None:
+    """Have the students left before the checkpoint that a run goes on from. All ranks call it.
+
+    Raises HomodistilError where they are not.
+    """
+    found = setting.checkpoint
+    if found is None:
+        return
+    source = found.folder.parent.parent / FOLDER
+
+    def copy() -> None:
+        for step, member in leaves(setting).items():
+            folder, its = folder_of(setting, member), source / member.name
+            if step > found.step or (folder / WHOLE).exists():
+                continue
+            if not (its / WHOLE).exists():
+                raise HomodistilError(
+                    "CKPT-FAMILY",
+                    f"--resume: {found.folder} comes after the student of scale {member.name}, and {source} lacks it",
+                    "Put that folder back, or resume from an earlier checkpoint.",
+                )
+            shutil.copytree(its, folder, dirs_exist_ok=True)
+
+    ranks.on_first(copy)
 
 
 def leave(setting: Setting, stage: Stage, step: int) -> None:
@@ -44,8 +71,11 @@ def leave(setting: Setting, stage: Stage, step: int) -> None:
         unfinished = folder.with_name(f".{folder.name}")
         shutil.rmtree(unfinished, ignore_errors=True)
         save_folder(student, setting.tokenizer, unfinished, dtype, kept)
+        for path in (*unfinished.iterdir(), unfinished):
+            checkpoint.sync(path)
         shutil.rmtree(folder, ignore_errors=True)  # of a start that went on from an earlier step
         unfinished.replace(folder)
+        checkpoint.sync(folder.parent)
         setting.monitor.line(f"step {step}: left the student of scale {member.name}, {member.widths}, in {folder}")
 
     ranks.on_first(write)
@@ -71,8 +101,19 @@ def measure(setting: Setting, stage: Stage, teacher: torch.nn.Module | None, las
         return held_out_in_float32(setting, stage, model, taught_by)
 
     before = [figures(str(folder_of(setting, member)), teacher) for member in leaves(setting).values()]
-    whole = setting.config.scales_of
-    return Measured(members=(*before, last), whole_loss=figures(whole, None).loss if whole else last.teacher_loss)
+    whole_loss = last.teacher_loss
+    if setting.config.scales_of:
+        known = ranks.told_by(0, _loss_in_trial(setting.run_dir) if ranks.rank() == 0 else None)
+        whole_loss = figures(setting.config.scales_of, None).loss if known is None else known
+    return Measured(members=(*before, last), whole_loss=whole_loss)
+
+
+def _loss_in_trial(run_dir: Path) -> float | None:
+    """Of the teacher of the first descent, which may be too large to be whole here."""
+    try:
+        return json.loads((run_dir / TRIAL / "report.json").read_text(encoding="utf-8"))["teacher"]["heldout_loss"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def rows(setting: Setting, stage: Stage, report: Report, found: Measured) -> list[MemberRow]:
@@ -82,33 +123,20 @@ def rows(setting: Setting, stage: Stage, report: Report, found: Measured) -> lis
         folder = folder_of(setting, member)
         rate = prove(setting, load_teacher(str(folder))[0], folder, with_teacher=False)[0]
         row = model_row(stage.plan, member.widths, folder, held_out.loss, held_out.discrepancy_kl, rate)
-        lines.append((row, step, member.scale, f"{FOLDER}/{member.name}"))
-    lines.append((report.student, report.steps, setting.members[-1].scale, "student"))
+        lines.append((row, step, member, f"{FOLDER}/{member.name}"))
+    lines.append((report.student, report.steps, setting.members[-1], "student"))
     return [
         MemberRow(
             **vars(row),
-            scale=scale,
+            scale=member.scale,
             step=step,
             folder=folder,
             trade_off=trade_off(
-                relative_likelihood(row.heldout_loss, found.whole_loss), scale, setting.config.trade_off
+                relative_likelihood(row.heldout_loss, found.whole_loss), member.kept, setting.config.trade_off
             ),
         )
-        for row, step, scale, folder in lines
+        for row, step, member, folder in lines
     ]
-
-
-def read_report(run_dir: Path) -> dict[str, Any]:
-    return json.loads((run_dir / "report.json").read_text(encoding="utf-8"))
-
-
-def choose_assistant(rule: str, members: Sequence[Mapping[str, Any]]) -> int:
-    """The place among the members, as a report has them, of the one that teaches; never the last, which is taught."""
-    if rule == "auto":
-        return best_assistant([row["trade_off"] for row in members[:-1]])
-    if rule == "capacity":
-        return assistant_by_gap([row["parameters"] for row in members])
-    return next(place for place, row in enumerate(members) if f"{row['scale']:g}" == rule)
 
 
 def report_of(report: Report, row: MemberRow) -> Report:

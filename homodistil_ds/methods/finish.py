@@ -34,13 +34,16 @@ def finish(setting: Setting, stage: Stage) -> None:
     teacher = None if stage.teacher is None else float32_teacher(setting, stage)
     held_out = held_out_in_float32(setting, stage, student, teacher)
     members = family.measure(setting, stage, teacher, held_out)
+    if teacher is not None and setting.read is not None:
+        dispose(teacher)  # an engine, whose shards a second descent would still hold
+    has_teacher, teacher = teacher is not None, None
 
     def write() -> None:
         claim.check(setting.run_dir)
         folder = setting.run_dir / "student"
         setting.monitor.line("saving the student and loading it back in a fresh process")
         save_folder(student, setting.tokenizer, folder, dtype, kept)
-        rates = prove(setting, student, folder, teacher is not None)
+        rates = prove(setting, student, folder, has_teacher)
         report = build_report(setting, stage, held_out, rates, seconds, zero_stage)
         write_card(setting, report, folder)
         if members is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,9 +12,8 @@ from homodistil_ds.distillation.objective import Objective
 from homodistil_ds.evaluation.heldout import measure_on
 from homodistil_ds.machine import Machine
 from homodistil_ds.methods import family, flops
+from homodistil_ds.methods.assistant import with_assistant
 from homodistil_ds.methods.finish import finish
-from homodistil_ds.methods.opening import say
-from homodistil_ds.methods.parts import complete_first
 from homodistil_ds.methods.placing import blank_student, placed_teacher, student_from
 from homodistil_ds.methods.running import saved, start_from, train
 from homodistil_ds.methods.setting import Setting, prepare_setting
@@ -24,36 +22,13 @@ from homodistil_ds.models.loading import empty_model
 from homodistil_ds.models.width import Widths
 from homodistil_ds.pruning.milestones import Milestone, place_cuts, relative_cost
 from homodistil_ds.pruning.pruner import Pruner
-from homodistil_ds.runtime import ranks
 from homodistil_ds.runtime.engine import Engine
 from homodistil_ds.stage import Stage
-
-TRIAL = "trial"  # folder of the descent that leaves the assistant behind
 
 
 def run(config: RunConfig, machine: Machine, command: str) -> None:
     """One descent, or two: with --assistant a student that the first one leaves behind teaches in the second."""
-    if config.assistant == "none":
-        return descend(config, machine, command)
-    whole = Path(config.output_dir)
-    trial = replace(config, assistant="none", output_dir=str(whole / TRIAL))
-    machine = complete_first(trial, machine, whole, lambda its: descend(trial, its, command, within=whole))
-    descend(second(config, whole / TRIAL), machine, command)
-
-
-def second(config: RunConfig, trial: Path) -> RunConfig:
-    """The descent from the assistant that the trial's figures choose, to the members below it."""
-    report = ranks.told_by(0, family.read_report(trial) if ranks.rank() == 0 else {})
-    place = family.choose_assistant(config.assistant, report["family"])
-    chosen = report["family"][place]
-    say(f"assistant: the student of scale {chosen['scale']:g} ({config.assistant}), in {trial / chosen['folder']}")
-    return replace(
-        config,
-        teacher=str(trial / chosen["folder"]),
-        scales_of=config.scales_of or config.teacher,
-        family=config.family[place + 1 :],
-        assistant="none",
-    )
+    with_assistant(config, machine, command, descend)
 
 
 def descend(config: RunConfig, machine: Machine, command: str, within: Path | None = None) -> None:
@@ -101,6 +76,7 @@ def descend(config: RunConfig, machine: Machine, command: str, within: Path | No
         head_origins=[torch.arange(setting.target.heads)] * plan.layers,
         layer_map=setting.layer_map if plan.layers < setting.plan.layers else (),
     )
+    family.bring(setting)
     train(setting, stage)
     finish(setting, stage)
 

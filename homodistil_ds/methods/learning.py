@@ -143,14 +143,18 @@ def write(setting: TaskSetting, report: TaskReport, model: PreTrainedModel, test
         path = setting.run_dir / "predictions" / task.submissions[split]
         write_predictions(path, task, setting.data.tests[split].indices, said.numpy())
     if setting.config.save_student:
-        folder = setting.run_dir / "student"
-        dtype = stored_dtype(setting.config.model, setting.config.student.dtype)
-        save_folder(model, setting.tokenizer, folder, dtype, None)
-        prove(setting, model, folder)
-        (folder / "README.md").write_text(task_card(report, setting.command), encoding="utf-8")
+        save(setting, report, model, setting.run_dir / "student")
     write_task_report(report, setting.run_dir)
     table = score_table(report.metrics, report.teacher_metrics)
     setting.monitor.line(f"\n{table}\n\n{task.name}: {report.primary:.4f}   report: {setting.run_dir}/report.md")
+
+
+def save(setting: TaskSetting, report: TaskReport, model: PreTrainedModel, folder: Path) -> None:
+    """A plain folder with its card, proven."""
+    dtype = stored_dtype(setting.config.model, setting.config.student.dtype)
+    save_folder(model, setting.tokenizer, folder, dtype, None)
+    prove(setting, model, folder)
+    (folder / "README.md").write_text(task_card(report, setting.command), encoding="utf-8")
 
 
 def prove(setting: TaskSetting, model: PreTrainedModel, folder: Path) -> None:

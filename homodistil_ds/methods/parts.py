@@ -9,7 +9,7 @@ from pathlib import Path
 from homodistil_ds.config import RunConfig, load_run_config
 from homodistil_ds.machine import Machine
 from homodistil_ds.methods.opening import say
-from homodistil_ds.methods.start import check_same_values, own_values, refuse_used
+from homodistil_ds.methods.start import check_same_values, refuse_used
 from homodistil_ds.runtime import ranks
 from homodistil_ds.runtime.checkpoint import find, newest_first
 
@@ -38,4 +38,5 @@ def _check_complete(own: RunConfig, part: Path) -> None:
     """What an earlier start has made must be what this run would make."""
     before = load_run_config(part / "run_config.json")
     wanted = replace(own, steps=own.steps or before.steps)
-    check_same_values(wanted, asdict(before), f"--resume: {part}", own_values(part.parent))
+    remedy = f"Give the flags it was started with: the command is in {part / 'run.json'}."
+    check_same_values(wanted, asdict(before), f"--resume: {part}", remedy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -71,8 +71,8 @@ def fill(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> None:
             parameter.copy_(weights.pop(TRAINED_PREFIX + name))
 
 
-def saved(run: Run, stage: Stage, step: int) -> Path:
-    """Write a checkpoint after `step`; all ranks call it. Returns its folder."""
+def saved(run: Run, stage: Stage, step: int, more: Mapping[str, torch.Tensor] | None = None) -> Path:
+    """Write a checkpoint after `step`, with `more` tensors that all ranks have; all call it. Returns its folder."""
     pruner = stage.pruner
     state = {
         "step": step,
@@ -92,7 +92,7 @@ def saved(run: Run, stage: Stage, step: int) -> Path:
         "precision": ds_config.precision(run.ds_config),
         "versions": versions(),
     }
-    tensors = pruner.state_dict() if pruner else {}
+    tensors = dict(more or {}) | (pruner.state_dict() if pruner else {})
     limit = run.config.save_total_limit
     folder = checkpoint.save(run.run_dir / "checkpoints", state, tensors, carry.take(stage.engine), limit)
     stage.watchdog.kept = f"The last checkpoint is {folder}."

@@ -157,7 +157,7 @@ def family_of(config: RunConfig, plan: WidthPlan) -> tuple[Member, ...]:
     target = target_widths(plan, *sizes)
     scale = scale_of(plan, target)
     if not config.family:
-        return (Member(scale=scale, widths=target),)
+        return (Member(scale=scale, kept=scale, widths=target),)
     reference = read_plan(config.scales_of, flag="--scales_of") if config.scales_of else plan
     members = members_of(reference, config.family, within=plan.full)
     if any(size is not None for size in sizes) and members[-1].widths != target:

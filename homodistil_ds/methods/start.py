@@ -12,6 +12,7 @@ from homodistil_ds.errors import HomodistilError
 from homodistil_ds.runtime import checkpoint, claim, exit_reason, guard, ranks
 from homodistil_ds.runtime.checkpoint import Checkpoint
 
+TRIAL = "trial"  # folder, inside a run directory, of the run that leaves an assistant behind
 # What may differ between a run and its continuation: where and how often it writes, and how long it waits.
 FREE = frozenset({"output_dir", "log_interval", "eval_interval", "save_interval", "save_total_limit", "step_timeout"})
 
@@ -53,7 +54,7 @@ def hold(run_dir: Path, report: Callable[[str], None]) -> None:
 
 def refuse_used(run_dir: Path) -> None:
     """A folder may be begun again only if what lies there can be had again: no checkpoint, no student, no report."""
-    used = [name for name in ("student", "students", "report.json") if (run_dir / name).exists()]
+    used = [name for name in ("student", "report.json") if (run_dir / name).exists()]
     used += [path.name for path in checkpoint.newest_first(run_dir / "checkpoints")]
     if used:
         raise HomodistilError(
@@ -95,9 +96,18 @@ def _differing(
         old, value = (list(part) if isinstance(part, tuple) else part for part in (old, value))
         if isinstance(value, dict) and isinstance(old, dict):
             found += _differing(old, value, defaults[name], f"{prefix}{name}.")
-        elif old != value and prefix + name not in FREE:
+        elif old != value and prefix + name not in FREE and not _same_part(old, value):
             found.append(f"--{prefix}{name} was {old}, is {value}")
     return found
+
+
+def _same_part(old: Any, value: Any) -> bool:
+    """Whether both name one folder of a trial: a run directory may be moved, or be called by another path."""
+    if not (isinstance(old, str) and isinstance(value, str)):
+        return False
+    parts = [Path(text).parts for text in (old, value)]
+    tails = [own[len(own) - own[::-1].index(TRIAL) - 1 :] if TRIAL in own else None for own in parts]
+    return tails[0] is not None and tails[0] == tails[1]
 
 
 def check_same_data(found: Checkpoint, fingerprint: str, full: Mapping[str, int]) -> None:

@@ -51,6 +51,16 @@ def layers(model: str) -> tuple[Row, ...]:
     )
 
 
+def task_head(hidden: str, last: str) -> tuple[Row, ...]:
+    """A hidden matrix and the one that gives the classes."""
+    return (
+        Row(pattern=f"{hidden}.weight", axes=("hidden", "hidden"), part="head"),
+        Row(pattern=f"{hidden}.bias", axes=("hidden",), part="head"),
+        Row(pattern=f"{last}.weight", axes=("classes", "hidden"), part="head"),
+        Row(pattern=f"{last}.bias", axes=("classes",), part="head"),
+    )
+
+
 BERT = Family(
     model_type="bert",
     language_model="masked",
@@ -68,4 +78,5 @@ BERT = Family(
     query=QUERY,
     head=("cls",),
     head_transform="cls.predictions.transform.dense",
+    task_head=task_head("bert.pooler.dense", "classifier"),
 )

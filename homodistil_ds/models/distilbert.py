@@ -1,5 +1,6 @@
 """The width table of DistilBERT (Hugging Face model_type "distilbert"). A table, no code."""
 
+from homodistil_ds.models.bert import task_head
 from homodistil_ds.models.width import Family, Row
 
 _LAYER = "distilbert.transformer.layer.{layer}"
@@ -46,4 +47,5 @@ DISTILBERT = Family(
     query=("attention.q_lin.weight", "attention.q_lin.bias"),
     head=("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"),
     head_transform="vocab_transform",
+    task_head=task_head("pre_classifier", "classifier"),
 )

@@ -1,6 +1,6 @@
 """The width table of ELECTRA generators (Hugging Face model_type "electra"). A table, no code."""
 
-from homodistil_ds.models.bert import FIELDS, QUERY, embeddings, layers
+from homodistil_ds.models.bert import FIELDS, QUERY, embeddings, layers, task_head
 from homodistil_ds.models.width import Family, Row
 
 ELECTRA = Family(
@@ -33,4 +33,5 @@ ELECTRA = Family(
     query=QUERY,
     head=("generator_predictions", "generator_lm_head"),
     head_transform="generator_predictions.dense",
+    task_head=task_head("classifier.dense", "classifier.out_proj"),
 )

@@ -1,6 +1,6 @@
 """The width table of RoBERTa (Hugging Face model_type "roberta"). A table, no code."""
 
-from homodistil_ds.models.bert import FIELDS, QUERY, embeddings, layers
+from homodistil_ds.models.bert import FIELDS, QUERY, embeddings, layers, task_head
 from homodistil_ds.models.width import Family, Row
 
 ROBERTA = Family(
@@ -20,5 +20,6 @@ ROBERTA = Family(
     query=QUERY,
     head=("lm_head",),
     head_transform="lm_head.dense",
+    task_head=task_head("classifier.dense", "classifier.out_proj"),
     padded_positions=True,
 )

@@ -6,6 +6,7 @@ Shapes: R rows, L length of the longest, H hidden, C classes, 1 for a regression
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from safetensors import SafetensorError
@@ -23,7 +24,7 @@ from homodistil_ds.errors import HomodistilError
 from homodistil_ds.models.families import plan_for
 from homodistil_ds.models.forward import Activations, Read, asked
 from homodistil_ds.models.loading import check_files, check_tokenizer, folder_of, unloadable
-from homodistil_ds.models.width import Family
+from homodistil_ds.models.width import Family, WidthPlan
 
 KNOWS_A_TASK = "ForSequenceClassification"
 
@@ -73,6 +74,14 @@ def load_classifier(
         raise unloadable(source, error, flag) from error
     check_tokenizer(tokenizer, config.vocab_size, source, flag)
     return model, tokenizer
+
+
+def task_plan(config: PretrainedConfig) -> WidthPlan:
+    """The width plan of a model with a head for a task. Raises HomodistilError for a family that learns none here."""
+    plan = plan_for(config)
+    body = tuple(row for row in plan.family.rows if row.part != "head")
+    family = replace(plan.family, rows=(*body, *plan.family.task_head))
+    return replace(plan, family=family, fixed={**plan.fixed, "classes": int(config.num_labels or 1)})
 
 
 def _check_classes(source: str, config: PretrainedConfig, names: Mapping[int, str]) -> None:

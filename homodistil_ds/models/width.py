@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 # `queries` and `keys` are those of grouped heads: several query heads around one head of keys and values.
-Axis = Literal["vocab", "position", "type", "embedding", "teacher", "hidden", "ffn", "qk", "vo", "queries", "keys"]
+Axis = Literal[
+    "vocab", "position", "type", "embedding", "teacher", "classes", "hidden", "ffn", "qk", "vo", "queries", "keys"
+]
 LanguageModel = Literal["masked", "causal"]
 # The group that each axis of a layer belongs to; a neuron of `heads` is one head of keys and values with its queries.
 LAYER_GROUPS: Mapping[str, str] = {"ffn": "ffn", "qk": "qk", "vo": "vo", "queries": "heads", "keys": "heads"}
@@ -69,7 +71,8 @@ class Family:
     `head_size` is "derived" where a plain folder computes it from the hidden size and "kept" where it is the teacher's.
     `query` names the parameters that an export rescales when the head size changed (H5), `attention` the modules whose
     `scaling` must stay the teacher's. `head` are the modules of the vocabulary head in the order they run,
-    `head_transform` is the path of its first matrix. `padded_positions`: positions count from the padding id on.
+    `head_transform` is the path of its first matrix; `task_head` are the rows that take its place in a model that
+    classifies texts. `padded_positions`: positions count from the padding id on.
     """
 
     model_type: str
@@ -79,6 +82,7 @@ class Family:
     attention: str
     head: tuple[str, ...]
     head_transform: str | None = None
+    task_head: tuple[Row, ...] = ()
     head_size: Literal["derived", "kept"] = "derived"
     query: tuple[str, ...] = ()
     merges: Mapping[Axis, Axis] = field(default_factory=dict)

@@ -23,9 +23,10 @@ GAP = 2.5  # the capacity-gap law: the best teacher is so many times as large as
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """One student of the family; `scale` is the one asked for, which its shape meets nearly."""
+    """One student of the family: `scale` is the one asked for, `kept` the share that its shape has."""
 
     scale: float
+    kept: float
     widths: Widths
 
     @property
@@ -62,35 +63,35 @@ def members_of(
     found: list[Member] = []
     within = within or plan.full
     for scale in scales:
-        shapes = [plan.full] if scale == 1 and within == plan.full else list(_shapes(plan, scale, within))
-        if not shapes:
-            raise HomodistilError(
-                "CFG-SCALE",
-                f"{flag} {scale:g}: no student of a plain {plan.family.model_type} folder is inside {within}",
-                "Leave this scale out.",
-            )
-        best = min(shapes, key=lambda widths: (_off(plan, widths, scale), -widths.heads))
-        reached = scale_of(plan, best)
-        if abs(reached - scale) > CLOSE * scale or (found and best == found[-1].widths):
-            near = min(shapes, key=lambda widths: abs(scale_of(plan, widths) - scale))
-            raise HomodistilError(
-                "CFG-SCALE",
-                f"{flag} {scale:g} is met by no shape of a plain {plan.family.model_type} folder inside {within}",
-                f"The nearest is {near}, scale {scale_of(plan, near):.3g}.",
-            )
-        found.append(Member(scale=scale, widths=best))
+        whole = scale == 1 and within == plan.full
+        shapes = [within] if whole else list(_shapes(plan, scale, within))
+        best = min(shapes, key=lambda widths: (_off(plan, widths, scale), -widths.heads), default=None)
+        if best is None or abs(scale_of(plan, best) - scale) > CLOSE * scale or (found and best == found[-1].widths):
+            raise _unmet(plan, scale, within, flag)
+        found.append(Member(scale=scale, kept=scale_of(plan, best), widths=best))
         within = best
     return tuple(found)
 
 
-def _shapes(plan: WidthPlan, scale: float, within: Widths) -> Iterator[Widths]:
-    """For every legal hidden size and heads inside `within` the feed-forward width that comes nearest to the scale."""
+def _unmet(plan: WidthPlan, scale: float, within: Widths, flag: str) -> HomodistilError:
+    shapes = (shape for shape in _shapes(plan, scale, within, near=math.inf) if shape != within)
+    near = min(shapes, key=lambda widths: abs(scale_of(plan, widths) - scale), default=None)
+    return HomodistilError(
+        "CFG-SCALE",
+        f"{flag} {scale:g} is met by no shape of a plain {plan.family.model_type} folder inside {within}",
+        f"The nearest is {near}, scale {scale_of(plan, near):.3g}." if near else "Leave this scale out.",
+    )
+
+
+def _shapes(plan: WidthPlan, scale: float, within: Widths, near: float = NEAR) -> Iterator[Widths]:
+    """For every legal hidden size and heads inside `within`, `near` the teacher's proportions, the feed-forward width
+    that comes nearest to the scale."""
     wanted, middle = scale * _matrices(plan, plan.full), math.sqrt(scale) * plan.full.hidden
     grain = GRAIN if within.ffn >= GRAIN * GRAIN else 1
     for hidden, heads in legal_shapes(plan):
         head_size = hidden // heads if plan.family.head_size == "derived" else plan.full.head_size
         inside = hidden <= within.hidden and heads <= within.heads and head_size <= within.head_size
-        if inside and middle / NEAR <= hidden <= middle * NEAR:
+        if inside and middle / near <= hidden <= middle * near:
             first, second = (
                 Widths(hidden=hidden, ffn=ffn, heads=heads, head_size=head_size) for ffn in (grain, 2 * grain)
             )
@@ -113,7 +114,7 @@ def _off(plan: WidthPlan, widths: Widths, scale: float) -> float:
 
 
 def trade_off(metric: float, scale: float, weight: float) -> float:
-    """(M1): the metric of a student in [0, 1], and `weight` for each whole scale that it does without."""
+    """(M1): a student's metric in [0, 1], and `weight` for each whole scale (kept share) that it does without."""
     return metric + weight * (1.0 - scale)
 
 
@@ -129,6 +130,6 @@ def best_assistant(trade_offs: Sequence[float]) -> int:
 
 
 def assistant_by_gap(parameters: Sequence[int]) -> int:
-    """The place of the member that is most nearly GAP times as large as the last one, which is the student."""
+    """The place of the member, but the last, that is most nearly GAP times as large as the last one."""
     wanted = math.log(GAP * parameters[-1])
-    return min(range(len(parameters)), key=lambda place: abs(math.log(parameters[place]) - wanted))
+    return min(range(len(parameters) - 1), key=lambda place: abs(math.log(parameters[place]) - wanted))

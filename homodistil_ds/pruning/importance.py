@@ -85,17 +85,17 @@ def add_per_neuron(
     An entry on the diagonal of a matrix whose two dimensions are the same group belongs to one neuron and counts once.
     """
     if len(shape) == 1:
-        _add(sums, dims[0], offset, values)
+        add_sums(sums, dims[0], offset, values)
         return
     rows, columns = dims
     for row, column, block in runs(values, offset, shape[1]):
-        _add(sums, rows, row, block.sum(1))
-        _add(sums, columns, column, block.sum(0))
+        add_sums(sums, rows, row, block.sum(1))
+        add_sums(sums, columns, column, block.sum(0))
         if rows is not None and rows == columns:
-            _add(sums, rows, max(row, column), -block.diagonal(row - column))
+            add_sums(sums, rows, max(row, column), -block.diagonal(row - column))
 
 
-def _add(sums: dict[str, torch.Tensor], dim: Dim | None, first: int, values: torch.Tensor) -> None:
+def add_sums(sums: dict[str, torch.Tensor], dim: Dim | None, first: int, values: torch.Tensor) -> None:
     """Add the sums of entries first, first + 1, ... along a dimension to those of their neurons."""
     if dim is None:
         return

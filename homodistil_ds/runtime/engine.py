@@ -13,7 +13,7 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 from deepspeed.ops.op_builder import CPUAdamBuilder, FusedAdamBuilder
 from deepspeed.ops.op_builder.builder import OpBuilder
-from deepspeed.runtime.zero import parameter_offload
+from deepspeed.runtime.zero import parameter_offload, register_external_parameter
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 
@@ -105,6 +105,14 @@ def initialize(
     if engine.fp16_enabled():
         engine.optimizer.loss_scaler.raise_error_at_min_scale = False  # the loop counts and says what to do
     return engine
+
+
+def read_at_once(module: torch.nn.Module) -> torch.nn.Module:
+    """The same module, whose own forward pass reads all its parameters: ZeRO-3 has them whole around it, and around its
+    backward pass."""
+    for parameter in module.parameters():
+        register_external_parameter(module, parameter)
+    return module
 
 
 def take_step(engine: Engine) -> bool:

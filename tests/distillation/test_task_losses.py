@@ -59,6 +59,7 @@ def whole(kind: str, ratio: float = 1.0, distance: str = "mse", share: torch.Ten
             share=torch.cat([torch.ones(GLOBAL), drawn_share[copied]]),
             plain=GLOBAL,
             weight=1 / max(len(copied), 1),
+            mask=(torch.arange(LENGTH) < torch.randint(1, LENGTH + 1, (rows, 1), generator=generator)).long(),
         ),
     )
 
@@ -121,6 +122,18 @@ def patience(inputs: Inputs) -> float:
     return total
 
 
+def states(inputs: Inputs) -> float:
+    mask = pairs_of(inputs).mask
+    assert mask is not None
+    found = []
+    for own, place in zip(inputs.student.hidden, LAYER_MAP, strict=True):
+        for row in range(GLOBAL):
+            tokens = [token for token in range(LENGTH) if mask[row, token]]
+            squares = (own[row].double() - inputs.teacher.hidden[place][row].double()) ** 2
+            found.append(mean([mean(squares[token].tolist()) for token in tokens]))
+    return mean(found)
+
+
 def naive(name: str, inputs: Inputs) -> float:
     own, shown = logits(inputs.student), logits(inputs.teacher)
     plain, mixed = range(GLOBAL), range(GLOBAL, len(own))
@@ -130,6 +143,7 @@ def naive(name: str, inputs: Inputs) -> float:
         "kd": lambda: mean([distance(own[row], shown[row], inputs.distance) for row in plain]),
         "mixed_kd": lambda: mean([distance(own[row], shown[row], inputs.distance) for row in mixed]),
         "patience": lambda: patience(inputs),
+        "states": lambda: states(inputs),
     }
     return formulas[name]()
 
@@ -172,6 +186,7 @@ def test_the_mean_over_micro_batches_is_that_of_the_global_batch(
                     share=pairs.share[rows],
                     plain=size,
                     weight=GLOBAL / (size * max(len(copied), 1)),
+                    mask=None if pairs.mask is None else pairs.mask[rows],
                 ),
             )
         )
@@ -204,7 +219,7 @@ def test_a_distance_from_the_teacher_to_itself_is_zero(name: str, measure: str) 
 
 
 def test_without_a_teacher_only_the_labels_are_left() -> None:
-    every = TaskLossConfig(mixed_task=1.0, kd=1.0, mixed_kd=1.0, patience=1.0)
+    every = TaskLossConfig(mixed_task=1.0, kd=1.0, mixed_kd=1.0, patience=1.0, states=1.0)
     assert list(Objective(every, with_teacher=False).weights) == ["task", "mixed_task"]
     taught = Objective(every, with_teacher=True)
     assert list(taught.weights) == list(TASK_LOSSES)

@@ -261,6 +261,17 @@ def test_figures_show_what_there_is(language: list[LanguageRun], task: TaskRun, 
     assert list(kl.lines[1].get_ydata()) == [0.5, 0.25]
     assert list(width.lines[1].get_ydata()) == [256, 64, 64]
     assert {axes.get_title(loc="left") for axes in drawn["losses"].axes} == {"total", "mlm", "loss", "accuracy"}
+    rows = zip((0.5, 0.25), (40, 16), (3.25, None), strict=True)
+    grown = [{"scale": scale, "parameters": size, "heldout_loss": loss} for scale, size, loss in rows]
+    many = write(tmp_path / "many", report("many", 64, family=grown))
+    scored = [{"scale": 0.5, "parameters": 7, "score": 0.75, "trade_off": 0.85}]
+    runs = read_runs([many, write(tmp_path / "nested", TASK | {"family": scored})])
+    losses, scores = comparison_figures(runs)["families"].axes
+    assert list(losses.lines[0].get_ydata()) == [3.25], "what has no value is left out"
+    assert list(scores.lines[0].get_ydata()) == [0.75]
+    table = comparison(runs, "t", {}).sections["Families"][0]
+    assert isinstance(table, Table)
+    assert [row[:3] for row in table.rows] == [["many", "0.5", "40"], ["many", "0.25", "16"], ["sst2-half", "0.5", "7"]]
     still = [{"step": step, "loss": 1.0 / step, "kept_hidden": 64} for step in (1, 2)]
     (unpruned,) = read_runs([write(tmp_path / "still", TASK | {"history": still})])
     assert set(comparison_figures([unpruned])) == {"losses"}, "one width for all is no curve"

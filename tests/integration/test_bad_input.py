@@ -133,7 +133,7 @@ def family_outside_0_and_1(inputs: Inputs) -> tuple[list[str], list[str]]:
 
 
 def family_that_no_shape_meets(inputs: Inputs) -> tuple[list[str], list[str]]:
-    return without_sizes(inputs, "--family", "0.5,0.0001"), ["0.0001", "scale"]
+    return without_sizes(inputs, "--family", "0.5,0.0001"), ["0.0001", "The nearest is"]
 
 
 def family_that_ends_above_the_target(inputs: Inputs) -> tuple[list[str], list[str]]:
@@ -293,6 +293,24 @@ def teacher_that_learnt_another_task(inputs: Inputs) -> tuple[list[str], list[st
     return flags, [f"{folder} belongs to another run: --task.name was CoLA, is SST-2\n"]
 
 
+def teacher_that_knows_no_task(inputs: Inputs) -> tuple[list[str], list[str]]:
+    return inputs.task_flags("minidisc"), ["has not learnt a task", "--preset finetune"]
+
+
+def nested_students_without_scales(inputs: Inputs) -> tuple[list[str], list[str]]:
+    return inputs.task_flags("mixkd", "--method", "minidisc"), ["no family", "--family 0.5,0.1"]
+
+
+def nested_scale_that_no_shape_meets(inputs: Inputs) -> tuple[list[str], list[str]]:
+    teacher = inputs.classifier(2)
+    changed = ("--teacher", teacher, "--model", teacher, "--family", "0.5,0.0001")
+    return inputs.task_flags("minidisc", *changed), ["0.0001", "The nearest is"]
+
+
+def model_beside_nested_students(inputs: Inputs) -> tuple[list[str], list[str]]:
+    return inputs.task_flags("minidisc", "--teacher", inputs.classifier(2)), ["--model", "Leave --model out"]
+
+
 Case = Callable[[Inputs], tuple[list[str], list[str]]]
 CASES: dict[Case, str] = {
     misspelt_deepspeed_key: "CFG-UNKNOWN-KEY",
@@ -324,6 +342,10 @@ CASES: dict[Case, str] = {
     corpus_in_latin1: "DATA-NOT-UTF8",
     used_output_dir: "CFG-USED-DIR",
     unknown_task: "CFG-TASK",
+    teacher_that_knows_no_task: "DATA-NO-TASK",
+    nested_students_without_scales: "CFG-RANGE",
+    nested_scale_that_no_shape_meets: "CFG-SCALE",
+    model_beside_nested_students: "CFG-FLAG",
     missing_task_data: "DATA-GLUE",
     task_without_its_folder: "DATA-GLUE",
     model_of_another_task: "DATA-CLASSES",

@@ -66,13 +66,15 @@ def test_every_member_is_a_plain_folder_of_its_shape(straight: Path, tiny_teache
     assert (straight / "figures" / "family.png").stat().st_size > 0
 
 
+@pytest.mark.parametrize("place", ["before", "after"])
 def test_a_resumed_descent_leaves_the_same_students(
-    straight: Path, tiny_teacher: Path, tiny_corpus: Path, folder: Path
+    straight: Path, tiny_teacher: Path, tiny_corpus: Path, folder: Path, place: str
 ) -> None:
+    """From a checkpoint before the first student was left, and from one after it, into another folder."""
     first = facts(straight)["family"][0]["step"]
-    before = max(step for step in range(2, first + 1, 2) if step < first)
-    out = folder / "resumed"
-    checkpoint = str(straight / "checkpoints" / f"step-{before}")
+    near = {"before": max(step for step in range(2, STEPS, 2) if step < first), "after": first + 2 - first % 2}
+    out = folder / place
+    checkpoint = str(straight / "checkpoints" / f"step-{near[place]}")
     changed = ("--output_dir", str(out), "--resume", checkpoint)
     succeeded(run([sys.executable, str(TRAIN), *flags(tiny_teacher, tiny_corpus, folder, 2, *changed)]), out)
     for row in facts(straight)["family"]:

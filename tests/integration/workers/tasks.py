@@ -37,7 +37,8 @@ def run(config: RunConfig, machine: dict[str, Any], stop_after: int | None, resu
 def facts(run_dir: Path) -> dict[str, Any]:
     report = json.loads((run_dir / "report.json").read_text(encoding="utf-8"))
     weights = (run_dir / "student" / "model.safetensors").read_bytes()
-    kept = {name: report[name] for name in ("metrics", "teacher_metrics", "history", "world_size", "zero_stage")}
+    named = ("metrics", "teacher_metrics", "history", "world_size", "zero_stage", "family")
+    kept = {name: report[name] for name in named}
     return {**kept, "weights": hashlib.sha256(weights).hexdigest()}
 
 
@@ -56,8 +57,9 @@ def main() -> None:
             assert ended == (stop_after is None), (name, stop_after)
             ranks.everyone(None)
         results[name] = {"student": facts(run_dir)}
-        if (run_dir / "teacher").exists():
-            results[name]["teacher"] = facts(run_dir / "teacher")
+        for part in ("teacher", "trial"):
+            if (run_dir / part).exists():
+                results[name][part] = facts(run_dir / part)
     if ranks.rank() == 0:
         (out / "result.json").write_text(json.dumps(results), encoding="utf-8")
     ranks.stop()

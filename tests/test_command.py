@@ -1,0 +1,28 @@
+"""How a family is asked for on the command line."""
+
+from __future__ import annotations
+
+import pytest
+
+from homodistil_ds.command import parse
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--family", "0.5,0.25"],
+        ["--family", "0.5", "0.25"],
+        ["--family=0.5,0.25"],
+        ["--family", "0.75,0.1", "--family", "0.5,0.25"],
+    ],
+)
+def test_a_family_sets_the_sizes_in_place_of_the_presets(given: list[str]) -> None:
+    config, _ = parse(["--preset", "demo", *given, "--steps", "100"], first=True)
+    assert config.family == (0.5, 0.25)
+    assert (config.student.hidden_size, config.student.num_attention_heads, config.steps) == (None, None, 100)
+    assert parse(["--preset", "demo"], first=True)[0].student.hidden_size == 128
+
+
+def test_sizes_that_are_given_beside_a_family_stay() -> None:
+    config, _ = parse(["--family", "0.5,0.25", "--student.hidden_size", "128"], first=True)
+    assert config.student.hidden_size == 128
