@@ -109,7 +109,7 @@ def main_table(arms: dict[str, Row], glue: dict[str, Runs]) -> str:
     if not own:
         return ""
     heads = ["student", "layers x hidden / ffn", "parameters (M)", "without embeddings and head (M)", "rate"]
-    heads += ["held-out loss", "KL", *tasks, "mean", "PFLOPs", "CPU s", "wall s"]
+    heads += ["held-out loss", "KL", *tasks, "mean", "TFLOPs", "CPU s", "wall s"]
     lines = [line(heads), "|:--|:--|" + "--:|" * (len(heads) - 2)]
     teacher, layers = (arms[own[0]][name] for name in ("teacher", "parameters_of_layers"))
     sizes = [form(teacher["widths"]), millions(teacher["parameters"]), millions(layers["teacher"])]
@@ -132,7 +132,7 @@ def student_line(row: Row, label: str, cells: Sequence[str]) -> str:
 
 
 def cost(row: Row) -> list[str]:
-    return [f"{row['train_flops'] / 1e15:.3g}", f"{row['train_cpu_seconds']:.0f}", f"{row['train_seconds']:.0f}"]
+    return [f"{row['train_flops'] / 1e12:,.1f}", f"{row['train_cpu_seconds']:.0f}", f"{row['train_seconds']:.0f}"]
 
 
 def on_tasks(runs: Runs, tasks: Sequence[str]) -> list[str]:
@@ -157,7 +157,7 @@ def ablation_table(arms: dict[str, Row]) -> str:
     label = "nothing" if len(seeds) == 1 else f"nothing, {len(seeds)} seeds: mean ± standard deviation"
     figures = [nats([row[name] for row in seeds]) for name in ("heldout_loss", "discrepancy_kl")]
     heads = ["changed", "rate", "held-out loss", "KL", "KL against the full method of the same seed"]
-    heads += ["PFLOPs", "CPU s", "wall s"]
+    heads += ["TFLOPs", "CPU s", "wall s"]
     lines = [line(heads), "|:--|" + "--:|" * (len(heads) - 1)]
     lines.append(line([label, f"{full['learning_rate']:g}", *figures, "", *cost(full)]))
     for row in changed:

@@ -97,7 +97,7 @@ def test_the_ablations_stand_beside_the_spread_of_seeds() -> None:
             ("one-shot 1/2", "arm", 9.0),
         )
     }
-    rest = "2 | 31 | 35 |"
+    rest = "2,000.0 | 31 | 35 |"
     assert ablation_table(arms).splitlines()[2:] == [
         f"| nothing, 3 seeds: mean ± standard deviation | 0.001 | 2.750 ± 0.250 | 0.750 ± 0.250 |  | {rest}",
         f"| without kl | 0.001 | 2.625 | 0.625 | +0.125 | {rest}",
