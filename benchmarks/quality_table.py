@@ -109,7 +109,7 @@ def main_table(arms: dict[str, Row], glue: dict[str, Runs]) -> str:
     if not own:
         return ""
     heads = ["student", "layers x hidden / ffn", "parameters (M)", "without embeddings and head (M)", "rate"]
-    heads += ["held-out loss", "KL", *tasks, *["mean"][: len(tasks)], "TFLOPs", "CPU s", "wall s"]
+    heads += ["held-out loss", "KL", *tasks, *(["mean"] if tasks else []), "TFLOPs", "CPU s", "wall s"]
     lines = [line(heads), "|:--|:--|" + "--:|" * (len(heads) - 2)]
     teacher, layers = (arms[own[0]][name] for name in ("teacher", "parameters_of_layers"))
     sizes = [form(teacher["widths"]), millions(teacher["parameters"]), millions(layers["teacher"])]
@@ -137,11 +137,11 @@ def cost(row: Row) -> list[str]:
 
 def on_tasks(runs: Runs, tasks: Sequence[str]) -> list[str]:
     """A cell per task, and, where there is any, the mean of the tasks' means if all are there."""
+    if not tasks:
+        return []
     shown = [spread(primary(runs[task])) if task in runs else "" for task in tasks]
     if any(task not in runs for task in tasks):
         return [*shown, ""]
-    if not tasks:
-        return []
     return [*shown, f"{100 * statistics.mean(statistics.mean(primary(runs[task])) for task in tasks):.1f}"]
 
 

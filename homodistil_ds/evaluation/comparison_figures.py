@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from homodistil_ds.evaluation.figures import COLOURS, blank, tidy
+from homodistil_ds.evaluation.figures import COLOURS, blank, framed, tidy
 from homodistil_ds.evaluation.finished import Finished, LanguageRun
 
 CAPTIONS = {
@@ -101,9 +101,7 @@ def sizes(runs: Sequence[Finished]) -> Figure | None:
         return None
     figure = blank(4.5 + _legend_height(runs))
     axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(True, color="#E3E3E3", linewidth=0.8)
-    axes.set_axisbelow(True)
+    framed(axes)
     for run, (colour, _) in language:
         for model, filled in ((run.teacher, False), (run.student, True)):
             if model is not None and model.heldout_loss is not None:
@@ -129,9 +127,7 @@ def families(runs: Sequence[Finished]) -> Figure | None:
     figure = blank(0.8 + 3.4 * len(panels) + _legend_height([run for run, _ in drawn]))
     for place, (label, lines, points) in enumerate(panels):
         axes = figure.add_subplot(len(panels), 1, place + 1)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(True, color="#E3E3E3", linewidth=0.8)
-        axes.set_axisbelow(True)
+        framed(axes)
         for run, (colour, dash) in lines:
             axes.plot(*zip(*points(run), strict=True), dash, color=colour, marker="o", markersize=5, linewidth=1.4)
         axes.set_xlim(left=0)

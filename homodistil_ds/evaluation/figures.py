@@ -183,9 +183,7 @@ def family_curve(teacher: ModelRow | None, family: Sequence[MemberRow]) -> Figur
     figure = blank(7)
     loss, worth = figure.add_subplot(2, 1, 1), figure.add_subplot(2, 1, 2)
     for axes in (loss, worth):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(True, color="#E3E3E3", linewidth=0.8)
-        axes.set_axisbelow(True)
+        framed(axes)
     sizes, losses = [row.parameters / 1e6 for row in family], [row.heldout_loss for row in family]
     loss.plot(sizes, losses, "o-", color=COLOURS[0], linewidth=1.6, label="students of this run")
     for row, size, value in zip(family, sizes, losses, strict=True):
@@ -209,8 +207,7 @@ def members_curve(family: Sequence[TaskMember], history: Sequence[Mapping[str, f
     """Score against parameters, a point for each student with its scale; below it the trade-offs over the steps."""
     figure = blank(7)
     score, worth = figure.add_subplot(2, 1, 1), figure.add_subplot(2, 1, 2)
-    score.spines[["top", "right"]].set_visible(False)
-    score.grid(True, color="#E3E3E3", linewidth=0.8)
+    framed(score)
     score.plot([row.parameters / 1e6 for row in family], [row.score for row in family], "o-", color=COLOURS[0])
     for row in family:
         where = (row.parameters / 1e6, row.score)
@@ -237,10 +234,16 @@ def blank(height: float = 5) -> Figure:
     return figure
 
 
-def tidy(axes: Axes) -> None:
+def framed(axes: Axes) -> None:
+    """A light grid behind what is drawn, no box around it."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, color="#E3E3E3", linewidth=0.8)
     axes.set_axisbelow(True)
+
+
+def tidy(axes: Axes) -> None:
+    """The same over optimizer steps."""
+    framed(axes)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
 
 

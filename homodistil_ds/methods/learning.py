@@ -88,8 +88,7 @@ def finish(setting: TaskSetting, stage: Stage, its: Scores | None) -> None:
     own = in_float32(model, setting.plan)
     metrics = scores_of(setting, own)
     tests = {split: predictions_of(setting, own, examples) for split, examples in setting.data.tests.items()}
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    report = build_report(setting, stage, parameters, metrics, its, seconds, zero_stage)
+    report = build_report(setting, stage, parameters_of(model), metrics, its, seconds, zero_stage)
     ranks.on_first(lambda: write(setting, report, model.cpu(), tests))
     setting.monitor.close()
 
@@ -165,6 +164,10 @@ def prove(setting: TaskSetting, model: PreTrainedModel, folder: Path) -> None:
     with torch.no_grad():
         expected = model(**inputs).logits
     proof.prove(folder, [inputs], [expected], f"The checkpoint in {setting.run_dir}/checkpoints is valid.")
+
+
+def parameters_of(model: PreTrainedModel) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def in_float32(model: PreTrainedModel, plan: WidthPlan) -> Forward:

@@ -29,6 +29,7 @@ from homodistil_ds.methods.learning import (
     Scores,
     build_report,
     in_float32,
+    parameters_of,
     predictions_of,
     save,
     scores_of,
@@ -249,7 +250,3 @@ def write_all(
     (setting.run_dir / "figures").mkdir(exist_ok=True)
     figures.members_curve(report.family, report.history).savefig(setting.run_dir / "figures" / "family.png")
     write(setting, report, models[-1].cpu(), tests)
-
-
-def parameters_of(model: PreTrainedModel) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())

@@ -5,13 +5,13 @@ A gate is a factor of 1 on a neuron. Its gradient is the sum of w g over the ent
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 
 import torch
 
 from homodistil_ds.models.width import WidthPlan
 from homodistil_ds.pruning.importance import add_sums
+from homodistil_ds.pruning.masks import sha256_of
 from homodistil_ds.runtime import ranks
 
 Values = dict[str, torch.Tensor]
@@ -81,5 +81,4 @@ def _sorted(values: torch.Tensor) -> torch.Tensor:
 
 def digests(order: Mapping[str, torch.Tensor]) -> dict[str, int]:
     """Group -> the first 63 bits of the SHA-256 of its order."""
-    hashes = {group: hashlib.sha256(neurons.numpy().tobytes()).digest() for group, neurons in order.items()}
-    return {group: int.from_bytes(found[:8], "big") >> 1 for group, found in hashes.items()}
+    return {group: sha256_of(neurons)[0] for group, neurons in order.items()}

@@ -89,11 +89,11 @@ class Masks:
 
     def digests(self) -> dict[str, int]:
         """Group -> the first 63 bits of the SHA-256 of its mask."""
-        return {group: _sha256(kept)[0] for group, kept in self.kept.items()}
+        return {group: sha256_of(kept)[0] for group, kept in self.kept.items()}
 
     def digest(self) -> str:
         """One digest of all groups, 16 hexadecimal characters."""
-        return _sha256(torch.cat(list(self.kept.values())))[1]
+        return sha256_of(torch.cat(list(self.kept.values())))[1]
 
     def apply(self, shards: Iterable[Shard]) -> None:
         """Write exact zeros into the weights and moments of masked neurons, in place."""
@@ -187,6 +187,7 @@ def top(values: torch.Tensor, kept: torch.Tensor, count: int) -> torch.Tensor:
     return chosen & kept
 
 
-def _sha256(kept: torch.Tensor) -> tuple[int, str]:
-    digest = hashlib.sha256(kept.numpy().tobytes())
+def sha256_of(values: torch.Tensor) -> tuple[int, str]:
+    """The first 63 bits of the SHA-256 of a tensor's bytes, and its first 16 hexadecimal characters."""
+    digest = hashlib.sha256(values.numpy().tobytes())
     return int.from_bytes(digest.digest()[:8], "big") >> 1, digest.hexdigest()[:16]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from homodistil_ds.models.forward import Activations, Read, Run, Student, choose_attention
-from homodistil_ds.models.loading import with_dropout
+from homodistil_ds.models.loading import empty_model, with_dropout
 from homodistil_ds.models.width import WidthPlan, Widths
 from homodistil_ds.pruning.shrink import set_attention_scale
 
@@ -92,10 +91,7 @@ class _Call(nn.Module):
 
 def form_of(model: PreTrainedModel, plan: WidthPlan, widths: Widths, dropout: float) -> PreTrainedModel:
     """A model of these widths without weights, in the form that goes on training."""
-    config = copy.deepcopy(model.config)
-    for name, value in plan.config_values(widths).items():
-        setattr(config, name, value)
     with torch.device("meta"):
-        form = type(model)._from_config(config, attn_implementation="eager", dtype=torch.float32)
+        form = empty_model(model, plan, widths, random=False)
     set_attention_scale(form, plan, plan.full.head_size)
     return with_dropout(form, dropout)

@@ -130,6 +130,12 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def machine(stage: int) -> dict[str, Any]:
+    """Micro batches of 4: of 16 rows four are accumulated on one rank, two on two. Stage 3 shards every parameter."""
+    zero = {"stage": stage} | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {})
+    return {"train_micro_batch_size_per_gpu": 4, "zero_optimization": zero, "gradient_clipping": 1.0}
+
+
 def torchrun(ranks: int, script: Path, *arguments: str, extra: dict[str, str] | None = None) -> Finished:
     launcher = [str(SCRIPTS / "torchrun"), "--standalone", "--nproc_per_node", str(ranks)]
     return run([*launcher, str(script), *arguments], extra=extra)

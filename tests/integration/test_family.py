@@ -14,18 +14,17 @@ from transformers import AutoModelForMaskedLM
 from homodistil_ds.models.families import plan_for
 from homodistil_ds.pruning.family import members_of
 from integration.conftest import succeeded
-from integration.processes import TRAIN, run, torchrun
+from integration.processes import TRAIN, machine, run, torchrun
 
 SCALES = (0.75, 0.5, 0.25)
 STEPS = 24
 
 
 def flags(teacher: Path, corpus: Path, folder: Path, stage: int, *changed: str) -> list[str]:
-    zero: dict[str, Any] = {"stage": stage} | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {})
-    machine = folder / f"machine-{stage}.json"
-    machine.write_text(json.dumps({"train_micro_batch_size_per_gpu": 4, "zero_optimization": zero}), encoding="utf-8")
+    path = folder / f"machine-{stage}.json"
+    path.write_text(json.dumps(machine(stage)), encoding="utf-8")
     return [
-        *("--deepspeed_config", str(machine), "--teacher", str(teacher), "--corpus", str(corpus)),
+        *("--deepspeed_config", str(path), "--teacher", str(teacher), "--corpus", str(corpus)),
         *("--steps", str(STEPS), "--global_batch_size", "8", "--sequence_length", "32", "--held_out_sequences", "16"),
         *("--eval_interval", "0", "--save_interval", "2", "--save_total_limit", str(STEPS), "--pruning.interval", "1"),
         *("--pruning.rest", "0.1", "--cuts", "2", "--family", ",".join(map(str, SCALES)), *changed),

@@ -10,7 +10,7 @@ import pytest
 from learnable_tasks import write_tasks
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from integration.processes import work
+from integration.processes import machine, work
 
 STEPS, SCALES = 4, (0.5, 0.25, 0.1)
 STAGES, STOPPED = (0, 1, 2, 3), (2,)
@@ -31,12 +31,6 @@ def values(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
         **{"family": SCALES, "task": {"name": "SST-2", "data": str(data), "dropout": 0.0}},
         "task_loss": {"task": 0.0, "kd": 0.5, "states": 0.5, "distance": "ce"},
     }
-
-
-def machine(stage: int) -> dict[str, Any]:
-    """Micro batches of 4: four accumulated on one rank, two on two, each for every student."""
-    zero = {"stage": stage} | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {})
-    return {"train_micro_batch_size_per_gpu": 4, "zero_optimization": zero, "gradient_clipping": 1.0}
 
 
 @pytest.fixture(scope="module")

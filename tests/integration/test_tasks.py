@@ -12,7 +12,7 @@ from learnable_tasks import DEV, TEST, write_tasks
 
 from homodistil_ds.errors import EXIT_CODES
 from integration.conftest import succeeded
-from integration.processes import TRAIN, background, run, work
+from integration.processes import TRAIN, background, machine, run, work
 
 STEPS = 10
 STAGES = (0, 1, 2, 3)
@@ -36,12 +36,6 @@ print(json.dumps({"said": said, "names": model.config.id2label, "dropout": model
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tasks(tmp_path_factory.mktemp("glue"))
-
-
-def machine(stage: int) -> dict[str, Any]:
-    """Micro batches of 4: four accumulated on one rank, two on two."""
-    zero = {"stage": stage} | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {})
-    return {"train_micro_batch_size_per_gpu": 4, "zero_optimization": zero, "gradient_clipping": 1.0}
 
 
 def mixing(teacher: Path, tasks: Path, dropout: float) -> dict[str, Any]:
