@@ -49,7 +49,8 @@ def main() -> None:
     if not given.table:
         bench = Bench(given)
         bench.check_same()
-        bench.prepare()
+        if {"distil", "ablate"} & set(given.parts):
+            bench.prepare()
         for part in given.parts:
             getattr(bench, part)()
     print(quality_table.write(given.output_dir))

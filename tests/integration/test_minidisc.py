@@ -14,19 +14,28 @@ from integration.processes import machine, work
 
 STEPS, SCALES = 4, (0.5, 0.25, 0.1)
 STAGES, STOPPED = (0, 1, 2, 3), (2,)
+TRIAL_LOOKS = 1 + STEPS  # for a reason to stop: at the start and after every step
+REGRESSION = "STS-B"  # of pairs
 Results = dict[str, dict[str, dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
 def values(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A teacher with a head for two classes; that it knows little does not matter here."""
+    """Teachers with a head for two classes, and for one number; that it knows little does not matter here."""
     folder = tmp_path_factory.mktemp("minidisc")
-    teacher = str(folder / "teacher")
-    AutoModelForSequenceClassification.from_pretrained(tiny_teacher, num_labels=2).save_pretrained(teacher)
-    AutoTokenizer.from_pretrained(tiny_teacher).save_pretrained(teacher)
+    for classes in (1, 2):
+        teacher = str(folder / f"teacher-{classes}")
+        AutoModelForSequenceClassification.from_pretrained(tiny_teacher, num_labels=classes).save_pretrained(teacher)
+        AutoTokenizer.from_pretrained(tiny_teacher).save_pretrained(teacher)
     data = write_tasks(folder / "glue")
     return {
-        **{"method": "minidisc", "teacher": teacher, "steps": STEPS, "learning_rate": 1e-3, "assistant": "auto"},
+        **{
+            "method": "minidisc",
+            "teacher": str(folder / "teacher-2"),
+            "steps": STEPS,
+            "learning_rate": 1e-3,
+            "assistant": "auto",
+        },
         **{"global_batch_size": 16, "sequence_length": 32, "log_interval": 1, "eval_interval": 2},
         **{"family": SCALES, "task": {"name": "SST-2", "data": str(data), "dropout": 0.0}},
         "task_loss": {"task": 0.0, "kd": 0.5, "states": 0.5, "distance": "ce"},
@@ -35,7 +44,8 @@ def values(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 @pytest.fixture(scope="module")
 def one(values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return work(1, "tasks", tmp_path_factory.mktemp("one"), config=values, cases={"zero0": {"machine": machine(0)}})
+    cases = {"bf16": {"machine": machine(2) | {"bf16": {"enabled": True}}}, "zero0": {"machine": machine(0)}}
+    return work(1, "tasks", tmp_path_factory.mktemp("one"), config=values, cases=cases)
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +55,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(values: dict[str, Any], folder: Path) -> Results:
-    """Stopped in the trial after its step 2, and in what follows after its step 3."""
-    cases: dict[str, Any] = {}
+    """Stopped in the trial after its step 2, and in what follows after its step 3; and between the two."""
+    pairs = {"teacher": values["teacher"].replace("-2", "-1"), "task": values["task"] | {"name": REGRESSION}}
+    cases: dict[str, Any] = {
+        REGRESSION: {"machine": machine(1), "config": pairs},
+        "elastic": {"machine": machine(1), "stops": [3], "ends": False},
+        "border": {"machine": machine(2), "stops": [TRIAL_LOOKS + 1]},
+    }
     for stage in STAGES:  # stage 3 comes last: it changes torch's linear for good, by a bit in the last place
         cases[f"zero{stage}"] = {"machine": machine(stage)}
         if stage in STOPPED:
@@ -88,3 +103,35 @@ def test_the_trial_leaves_all_members_and_the_best_trade_off_teaches(two: Result
 @pytest.mark.parametrize("stage", STOPPED)
 def test_a_run_that_was_stopped_in_both_parts_is_the_run_that_never_was(two: Results, stage: int) -> None:
     assert two[f"stopped{stage}"] == two[f"zero{stage}"]
+
+
+def test_a_run_that_was_stopped_between_its_parts_is_the_run_that_never_was(two: Results) -> None:
+    assert two["border"] == two["zero2"]
+
+
+def test_a_trial_stopped_on_two_ranks_goes_on_on_one(values: dict[str, Any], two: Results, folder: Path) -> None:
+    case = {"machine": machine(0), "begun": True}
+    found, straight = work(1, "tasks", folder, config=values, cases={"elastic": case})["elastic"], two["zero1"]
+    assert found["student"]["world_size"] == 1
+    for name, own in found.items():
+        for row, its in zip(own["history"], straight[name]["history"], strict=True):
+            assert row == pytest.approx(its, rel=1e-5, abs=1e-6)
+        assert [row["scale"] for row in own["family"]] == [row["scale"] for row in straight[name]["family"]]
+
+
+def test_half_precision_is_near_single_precision(one: Results) -> None:
+    straight, found = one["zero0"]["trial"], one["bf16"]["trial"]
+    rows = [(row, its) for row, its in zip(found["history"], straight["history"], strict=True) if "total" in row]
+    assert len(rows) == STEPS
+    for row, its in rows:
+        assert row["total"] == pytest.approx(its["total"], rel=0.02)
+        assert row["total"] != its["total"]
+
+
+def test_a_regression_of_pairs_leaves_students_that_answer_with_one_number(two: Results, folder: Path) -> None:
+    trial, student = two[REGRESSION]["trial"], two[REGRESSION]["student"]
+    assert set(student["metrics"]["dev"]) == {"pearson", "spearman"}
+    assert all(-1 <= row["score"] <= 1 for row in trial["family"])
+    for row in trial["family"]:
+        saved = AutoModelForSequenceClassification.from_pretrained(folder / REGRESSION / "trial" / row["folder"])
+        assert saved.config.num_labels == 1

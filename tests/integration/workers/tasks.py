@@ -1,4 +1,4 @@
-"""Runs on a task one after another in one process group; a case may be asked to stop, and then goes on."""
+"""Runs on a task one after another in one process group; a case may be asked to stop, and then goes on, here or not."""
 
 from __future__ import annotations
 
@@ -51,11 +51,14 @@ def main() -> None:
         run_dir = out / name
         values = settings["config"] | case.get("config", {}) | {"output_dir": str(run_dir)}
         config: RunConfig = from_dict(RunConfig, values, "the test")
-        stops = case.get("stops", [])
-        for place, stop_after in enumerate([*stops, None]):
-            ended = run(config, case["machine"], stop_after, "auto" if place else "never")
+        stops, ends = case.get("stops", []), case.get("ends", True)
+        for place, stop_after in enumerate([*stops, *([None] if ends else [])]):
+            resume = "auto" if place or case.get("begun") else "never"
+            ended = run(config, case["machine"], stop_after, resume)
             assert ended == (stop_after is None), (name, stop_after)
             ranks.everyone(None)
+        if not ends:
+            continue
         results[name] = {"student": facts(run_dir)}
         for part in ("teacher", "trial"):
             if (run_dir / part).exists():

@@ -1,0 +1,227 @@
+"""What an assistant is worth and what it costs: MiniDisc's choice against every fixed choice, on tasks and on text.
+
+    python benchmarks/minidisc.py --output_dir runs/minidisc --teacher T --corpus enwiki.train.txt.xz --data glue/
+    python benchmarks/minidisc.py --output_dir runs/minidisc ... --parts tasks         # a part of it
+    python benchmarks/minidisc.py --output_dir runs/minidisc --table                   # what there is so far
+
+Every cell is a run directory made by the real commands, one process with one thread each, --jobs at a time; what is
+complete is not repeated. A trial leaves a student of every scale; each of those above the targets then teaches the
+targets, whichever the trade-off prefers, so the choice is judged against the best that could have been chosen. Direct
+distillation has as many steps, and in an arm of its own twice as many, which is what a trial and a second run have.
+"""
+
+import argparse
+import itertools
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import minidisc_table
+from minidisc_cost import measure
+from quality_cells import GLUE, ROOT, TASKS, TRAIN, as_flags, epochs, execute
+
+PARTS = ("tasks", "text", "text_on_tasks", "cost")
+SHARES = {"SST-2": 0.1}  # of the training examples
+FIXED = ("teacher", "corpus", "data", "scales", "targets", "epochs", "learning_rate", "text_steps", "text_rate")
+Item = TypeVar("Item")
+
+
+def main() -> None:
+    given = flags().parse_args()
+    given.output_dir.mkdir(parents=True, exist_ok=True)
+    if not given.table:
+        bench = Bench(given)
+        bench.check_same()
+        for part in given.parts:
+            getattr(bench, part)()
+    print(minidisc_table.write(given.output_dir))
+
+
+def flags() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--teacher", default="builtin", help="of language, whose fine-tuned versions teach the tasks")
+    parser.add_argument("--task_teachers", type=Path, help="folder with <task>-0/student of each task, if there is one")
+    parser.add_argument("--corpus", nargs="+", default=["builtin"])
+    parser.add_argument("--data", help="folder of GLUE task folders, or a hub data set")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--scales", type=float, nargs="+", default=[0.5, 0.3, 0.2], help="that may teach")
+    parser.add_argument("--targets", type=float, nargs="+", default=[0.1, 0.05])
+    parser.add_argument("--epochs", type=float, default=1.0, help="times the epochs of each task")
+    parser.add_argument("--learning_rate", type=float, default=2e-4, help="on tasks")
+    parser.add_argument("--text_steps", type=int, default=300)
+    parser.add_argument("--text_rate", type=float, default=2e-3)
+    parser.add_argument("--batch", type=int, default=16, help="sequences per step of text")
+    parser.add_argument("--sequence_length", type=int, default=128)
+    parser.add_argument("--held_out_sequences", type=int, default=128)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one process with one thread each")
+    parser.add_argument("--deepspeed_config", default=str(ROOT / "ds_configs" / "zero2.json"))
+    parser.add_argument("--table", action="store_true", help="run nothing, write the tables of what there is")
+    return parser
+
+
+class Bench:
+    """The parts of the comparison, each a set of cells of one folder."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.given = given
+        self.folder: Path = given.output_dir
+        self.targets = scales_text(given.targets)
+        self.family = scales_text([*given.scales, *given.targets])
+
+    def check_same(self) -> None:
+        path = self.folder / "settings.json"
+        own: dict[str, Any] = {name: getattr(self.given, name) for name in FIXED}
+        if path.exists() and (before := json.loads(path.read_text())) != own:
+            changed = [name for name in own if own[name] != before.get(name)]
+            raise SystemExit(f"{self.folder} holds another comparison, of other {changed}. Use another --output_dir.")
+        path.write_text(json.dumps(own, indent=1) + "\n")
+
+    def tasks(self) -> None:
+        self.each(self.given.tasks, self.task_teacher)
+        cells = list(itertools.product(self.given.tasks, self.given.seeds))
+        self.each(cells, lambda cell: self.on_task(*cell))
+
+    def task_teacher(self, task: str) -> str:
+        """The folder of the teacher that has learnt a task."""
+        if self.given.task_teachers:
+            return str(self.given.task_teachers / f"{task}-0" / "student")
+        folder = self.folder / "teachers"
+        if not (folder / f"{task}-0" / "report.json").exists():
+            self.fine_tune(folder, self.given.teacher, task, [0], "--save_models")
+        return str(folder / f"{task}-0" / "student")
+
+    def on_task(self, task: str, seed: int) -> None:
+        """The trial, direct distillation with as many steps and with twice as many, and every assistant's turn."""
+        teacher, place = self.task_teacher(task), self.folder / "tasks" / task / str(seed)
+        share = SHARES.get(task, 1.0)
+        common = {
+            "preset": "minidisc",
+            "assistant": "none",
+            "task.name": task,
+            "task.data": self.given.data,
+            "task.fraction": share,
+            "learning_rate": self.given.learning_rate,
+            "eval_interval": 0,
+            "seed": seed,
+        }
+        whole = self.given.epochs * epochs(task, share)
+
+        def run(name: str, family: str, times: float = 1.0, **more: Any) -> Path:
+            values = {"teacher": teacher, "family": family, "task.epochs": times * whole, **common, **more}
+            return self.train(place / name, values)
+
+        trial = run("trial", self.family, **{"task.held_out": 0.1})
+        run("direct", self.targets)
+        run("direct-twice", self.targets, times=2.0)
+        for scale in self.given.scales:
+            student = trial / "students" / f"{scale:g}"
+            run(f"assistant-{scale:g}", self.targets, teacher=str(student), scales_of=teacher)
+        self.forget(place)
+
+    def text(self) -> None:
+        """The same on the path of one homotopic descent, and the smallest target alone, for the family's cost."""
+        command = [str(ROOT / "tools" / "prepare_corpus.py"), "--corpus", *self.given.corpus]
+        command += ["--teacher", self.given.teacher, "--output_dir", str(self.folder / "corpus")]
+        execute([*command, "--sequence_length", str(self.given.sequence_length)], self.folder / "corpus.log")
+        self.each(self.given.seeds, lambda seed: self.distil("trial", self.family, seed))
+        seconds = [(f"assistant-{scale:g}", scale) for scale in self.given.scales]
+        alone = [(f"alone-{target:g}", f"{target:g}", 1, None) for target in self.given.targets]
+        direct = [("direct", self.targets, 1, None), ("direct-twice", self.targets, 2, None)]
+        taught = [(name, self.targets, 1, scale) for name, scale in seconds]
+        cells = itertools.product([*direct, *taught, *alone], self.given.seeds)
+        self.each(cells, lambda cell: self.distil(cell[0][0], cell[0][1], cell[1], cell[0][2], cell[0][3]))
+
+    def distil(self, name: str, family: str, seed: int, times: int = 1, assistant: float | None = None) -> None:
+        place = self.folder / "text" / str(seed)
+        values: dict[str, Any] = {
+            "preset": "homobert_small",
+            "teacher": self.given.teacher,
+            "corpus": self.folder / "corpus",
+            "family": family,
+            "steps": times * self.given.text_steps,
+            "learning_rate": self.given.text_rate,
+            "global_batch_size": self.given.batch,
+            "sequence_length": self.given.sequence_length,
+            "held_out_sequences": self.given.held_out_sequences,
+            "eval_interval": 0,
+            "save_interval": 0,
+            "pruning.interval": 5,
+            "seed": seed,
+        }
+        if assistant is not None:
+            values["teacher"] = place / "trial" / "students" / f"{assistant:g}"
+            values["scales_of"] = self.given.teacher
+        self.train(place / name, values)
+
+    def text_on_tasks(self) -> None:
+        """The students of the first seed's descents at every target, fine-tuned."""
+        arms = ["direct", "direct-twice", *(f"assistant-{scale:g}" for scale in self.given.scales)]
+        cells = itertools.product(arms, self.given.targets, self.given.tasks)
+        self.each(cells, lambda cell: self.learn(*cell))
+
+    def learn(self, arm: str, target: float, task: str) -> None:
+        last = target == self.given.targets[-1]
+        own = self.folder / "text" / str(self.given.seeds[0]) / arm
+        folder = self.folder / "text_on_tasks" / f"{arm}-at-{target:g}"
+        if not all((folder / f"{task}-{seed}" / "report.json").exists() for seed in self.given.seeds):
+            model = own / "student" if last else own / "students" / f"{target:g}"
+            self.fine_tune(folder, str(model), task, self.given.seeds)
+
+    def cost(self) -> None:
+        if not (self.folder / "cost.json").exists():
+            found = measure(self.folder / "cost", self.task_teacher("MRPC"), self.given.data)
+            (self.folder / "cost.json").write_text(json.dumps(found, indent=1) + "\n")
+
+    def fine_tune(self, folder: Path, model: str, task: str, seeds: list[int], *more: str) -> None:
+        share = SHARES.get(task, 1.0)
+        values: dict[str, Any] = {
+            "model": model,
+            "data": self.given.data,
+            "tasks": task,
+            "preset": "finetune",
+            "output_dir": folder,
+            "deepspeed_config": self.given.deepspeed_config,
+            "learning_rates": self.given.learning_rate,
+            "epochs": epochs(task, share) * self.given.epochs,
+            "sequence_length": self.given.sequence_length,
+            "task.fraction": share,
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [str(GLUE), *as_flags(values), "--task.no-predict", "--seeds", *map(str, seeds), *more]
+        execute(command, folder / f"{task}.log")
+        print(f"done: {folder.name} {task}", flush=True)
+
+    def train(self, place: Path, values: dict[str, Any]) -> Path:
+        """One run, unless it is complete; its folder."""
+        if not (place / "report.json").exists():
+            shutil.rmtree(place, ignore_errors=True)
+            values = {**values, "output_dir": place, "deepspeed_config": self.given.deepspeed_config}
+            no_predictions = ["--task.no-predict"] if "task.name" in values else []
+            execute([str(TRAIN), *as_flags(values), *no_predictions], place.with_name(f"{place.name}.log"))
+            for heavy in ("checkpoints", "tb", "logs"):
+                shutil.rmtree(place / heavy, ignore_errors=True)
+            print(f"done: {place}", flush=True)
+        return place
+
+    def forget(self, place: Path) -> None:
+        """The weights on a task whose arms are all complete."""
+        for folder in (*place.glob("*/students"), *place.glob("*/student")):
+            shutil.rmtree(folder)
+
+    def each(self, items: Iterable[Item], action: Callable[[Item], object]) -> None:
+        with ThreadPoolExecutor(self.given.jobs) as pool:
+            list(pool.map(action, items))
+
+
+def scales_text(scales: Iterable[float]) -> str:
+    return ",".join(f"{scale:g}" for scale in scales)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""The tables of benchmarks/minidisc.py, from the run directories in its folder. It runs nothing."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quality_table import Runs, line, nats, runs_of, scored
+
+from homodistil_ds.evaluation.glue_table import spread
+from homodistil_ds.pruning.family import assistant_by_gap, best_assistant, relative_likelihood, trade_off
+
+WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 1.0)  # of the trade-off, tried on the same trials
+PUBLISHED = 0.2
+ASSISTANT = "assistant-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One task, or the corpus, with one seed: the trial's members, and what every arm's students came to.
+
+    `metrics` are those of the trial's members that (M1) reads; `scores` arm -> target -> figure; `seconds` arm -> CPU
+    seconds of training.
+    """
+
+    name: str
+    seed: int
+    scales: Sequence[float]
+    metrics: Sequence[float]
+    kept: Sequence[float]
+    parameters: Sequence[int]
+    better: int
+    """1 where the larger score is better, -1 where the smaller one is."""
+    last_score: float
+    """Of the trial's last member."""
+    scores: Mapping[str, Mapping[float, float]]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def choice(self, weight: float, target: float) -> float:
+        """The scale that (M2) takes above a target."""
+        above = [place for place, scale in enumerate(self.scales) if scale > target and self.taught(scale)]
+        return self.scales[above[best_assistant([self.trade(place, weight) for place in above])]]
+
+    def by_gap(self, target: float) -> float:
+        places = [place for place, scale in enumerate(self.scales) if scale >= target and self.taught(scale, target)]
+        return self.scales[places[assistant_by_gap([self.parameters[place] for place in places])]]
+
+    def taught(self, scale: float, target: float | None = None) -> bool:
+        """Whether this scale has taught, or is the target."""
+        return scale == target or f"{ASSISTANT}{scale:g}" in self.scores
+
+    def trade(self, place: int, weight: float) -> float:
+        return trade_off(self.metrics[place], self.kept[place], weight)
+
+    def regret(self, scale: float, target: float) -> float:
+        """How much better the best fixed choice is than this one."""
+        found = [self.better * own[target] for arm, own in self.scores.items() if arm.startswith(ASSISTANT)]
+        return max(found) - self.better * self.scores[f"{ASSISTANT}{scale:g}"][target]
+
+
+def write(folder: Path) -> str:
+    """minidisc.md and minidisc.json; returns the page."""
+    on_tasks, text = read(folder / "tasks", 1), read(folder / "text", -1)
+    learnt = {path.name: runs_of(path) for path in sorted((folder / "text_on_tasks").glob("*")) if path.is_dir()}
+    cost = folder / "cost.json"
+    measured = json.loads(cost.read_text(encoding="utf-8")) if cost.exists() else None
+    parts = [arms_table(on_tasks), choices_table(on_tasks), arms_table(text), choices_table(text)]
+    parts += [family_table(text), learnt_table(learnt), cost_table(measured) if measured else ""]
+    page = "\n\n".join(part for part in parts if part) + "\n"
+    facts = {"tasks": [vars(own) for own in on_tasks], "text": [vars(own) for own in text], "text_on_tasks": learnt}
+    (folder / "minidisc.json").write_text(json.dumps({**facts, "cost": measured}, indent=1) + "\n", encoding="utf-8")
+    (folder / "minidisc.md").write_text(page, encoding="utf-8")
+    return page
+
+
+def read(folder: Path, better: int) -> list[Setting]:
+    """The settings whose trial is complete, in <task>/<seed>/ or in <seed>/."""
+    trials = sorted(folder.glob("**/trial/report.json"))
+    return [setting_of(path.parent.parent, better) for path in trials]
+
+
+def setting_of(place: Path, better: int) -> Setting:
+    reports = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in place.glob("*/report.json")}
+    members = reports["trial"]["family"]
+    metric = "score" if better > 0 else "heldout_loss"
+    weight = PUBLISHED
+    kept = [1 - (row["trade_off"] - metric_of(row, reports["trial"])) / weight for row in members]
+    return Setting(
+        name=reports["trial"].get("task") or "text",
+        seed=reports["trial"]["seed"],
+        scales=[row["scale"] for row in members],
+        metrics=[metric_of(row, reports["trial"]) for row in members],
+        kept=kept,
+        parameters=[row["parameters"] for row in members],
+        better=better,
+        last_score=members[-1][metric],
+        scores={
+            arm: {row["scale"]: row[metric] for row in report["family"]}
+            for arm, report in reports.items()
+            if arm != "trial"
+        },
+        seconds={arm: report["loop_cpu_seconds"] - report["measured_cpu_seconds"] for arm, report in reports.items()},
+    )
+
+
+def metric_of(row: Mapping[str, Any], trial: Mapping[str, Any]) -> float:
+    """What (M1) reads of one of the trial's members."""
+    if "score" in row:
+        return float(row["score"])
+    return relative_likelihood(row["heldout_loss"], trial["teacher"]["heldout_loss"])
+
+
+def arms_table(settings: Sequence[Setting]) -> str:
+    """What every arm's students come to, and what they cost."""
+    if not settings:
+        return ""
+    arms = arms_of(settings)
+    lines = [line(["", "at", *(arm.replace("-", " ") for arm in arms)]), "|:--|--:|" + "--:|" * len(arms)]
+    for name, target in cells_of(settings):
+        own = [setting for setting in settings if setting.name == name]
+        found = [[setting.scores[arm][target] for setting in own if arm in setting.scores] for arm in arms]
+        lines.append(line([name, f"{target:g}", *(shown(values, own[0].better) for values in found)]))
+    seconds = [[setting.seconds[arm] for setting in settings if arm in setting.seconds] for arm in arms]
+    costs = [f"{statistics.mean(values):.0f}" for values in seconds]
+    trial = statistics.mean(setting.seconds["trial"] for setting in settings)
+    lines.append(line([f"CPU s of one run (the trial: {trial:.0f})", "", *costs]))
+    return "\n".join(lines)
+
+
+def arms_of(settings: Sequence[Setting]) -> list[str]:
+    """Direct distillation first, then the assistants from the largest; only what every setting has."""
+    common = set.intersection(*(set(setting.scores) for setting in settings))
+    arms = sorted((arm for arm in common if arm.startswith(ASSISTANT)), key=lambda arm: -float(arm[len(ASSISTANT) :]))
+    return [*(arm for arm in ("direct", "direct-twice") if arm in common), *arms]
+
+
+def cells_of(settings: Sequence[Setting]) -> list[tuple[str, float]]:
+    names = dict.fromkeys(setting.name for setting in settings)
+    return [(name, target) for name in names for target in settings[0].scores["direct"]]
+
+
+def shown(values: Sequence[float], better: int) -> str:
+    if not values:
+        return ""
+    return spread(values) if better > 0 else nats(values)
+
+
+def choices_table(settings: Sequence[Setting]) -> str:
+    """The choices that cost one trial against the best that trying every assistant finds."""
+    settings = [setting for setting in settings if any(arm.startswith(ASSISTANT) for arm in setting.scores)]
+    if not settings:
+        return ""
+    heads = ["", "at", "best fixed in hindsight", f"chosen at {PUBLISHED:g} (by seed)"]
+    heads += [f"regret at {weight:g}" for weight in WEIGHTS] + ["capacity gap chooses", "its regret"]
+    lines = [line(heads), "|:--|--:|--:|--:|" + "--:|" * (len(WEIGHTS) + 2)]
+    for name, target in cells_of(settings):
+        own = [setting for setting in settings if setting.name == name]
+        fixed = [scale for scale in own[0].scales if own[0].taught(scale) and scale > target]
+
+        def mean(scale: float, own: Sequence[Setting] = own, target: float = target) -> float:
+            return statistics.mean(one.better * one.scores[f"{ASSISTANT}{scale:g}"][target] for one in own)
+
+        picks = [one.choice(PUBLISHED, target) for one in own]
+        gaps = [one.by_gap(target) for one in own]
+        regrets = [[one.regret(one.choice(weight, target), target) for one in own] for weight in WEIGHTS]
+        of_gap = [one.regret(scale, target) for one, scale in zip(own, gaps, strict=True)]
+        lines.append(
+            line(
+                [
+                    name,
+                    f"{target:g}",
+                    f"{max(fixed, key=mean):g}",
+                    ", ".join(f"{scale:g}" for scale in picks),
+                    *(shown(values, own[0].better) for values in regrets),
+                    ", ".join(sorted({f"{scale:g}" for scale in gaps})),
+                    shown(of_gap, own[0].better),
+                ]
+            )
+        )
+    one = settings[0]
+    arms = [arm for arm in arms_of(settings) if arm.startswith(ASSISTANT)]
+    trial = statistics.mean(setting.seconds["trial"] for setting in settings)
+    each = statistics.mean(setting.seconds[arm] for setting in settings for arm in arms)
+    direct = statistics.mean(setting.seconds["direct"] for setting in settings)
+    costs = (
+        f"CPU seconds, mean of {len(settings)}: direct {direct:.0f} (1 run), the trade-off's choice {trial + each:.0f} "
+        f"(1 trial and 1 run), every assistant {trial + len(arms) * each:.0f} (1 trial and {len(arms)} runs)."
+    )
+    unit = "hundredths" if one.better > 0 else "nats"
+    return "\n".join([*lines, "", f"Regret in {unit}: what the best assistant of the same seed is better by. {costs}"])
+
+
+def family_table(settings: Sequence[Setting]) -> str:
+    """What a family on the way down costs, against the smallest student alone."""
+    alone = [(setting, f"alone-{setting.scales[-1]:g}") for setting in settings]
+    rows = [(setting, arm) for setting, arm in alone if arm in setting.scores]
+    if not rows:
+        return ""
+    lines = [line(["alone", "seed", "CPU s of the family", "CPU s alone", "ratio", "loss in the family", "loss alone"])]
+    lines.append("|--:|--:|--:|--:|--:|--:|--:|")
+    for setting, arm in rows:
+        target, family, own = setting.scales[-1], setting.seconds["trial"], setting.seconds[arm]
+        figures = [f"{family:.0f}", f"{own:.0f}", f"{family / own:.2f}"]
+        figures += [f"{setting.last_score:.3f}", f"{setting.scores[arm][target]:.3f}"]
+        lines.append(line([f"{target:g}", str(setting.seed), *figures]))
+    return "\n".join(lines)
+
+
+def learnt_table(learnt: Mapping[str, Runs]) -> str:
+    """The students of text, fine-tuned."""
+    tasks = sorted({task for runs in learnt.values() for task in runs})
+    if not tasks:
+        return ""
+    lines = [line(["fine-tuned student", *tasks]), "|:--|" + "--:|" * len(tasks)]
+    for name, runs in learnt.items():
+        lines.append(line([name.replace("-", " "), *(scored(runs.get(task, [])) for task in tasks)]))
+    return "\n".join(lines)
+
+
+def cost_table(found: Mapping[str, Any]) -> str:
+    """The nested students together against each alone."""
+    seconds, peaks = dict(found["cpu_seconds_per_step"]), dict(found["peak_bytes"])
+    together = ",".join(map(str, found["family"]))
+    largest, smallest = str(found["family"][0]), str(found["family"][-1])
+    alone = sum(value for family, value in seconds.items() if family != together)
+    above = (peaks[together] - peaks[smallest]) / (peaks[largest] - peaks[smallest])
+    lines = [line(["students", "CPU s per step", "peak memory at BERT-base's size (GiB)"]), "|:--|--:|--:|"]
+    for family, value in seconds.items():
+        memory = f"{peaks[family] / 2**30:.2f}" if family in peaks else ""
+        lines.append(line([family.replace(",", ", "), f"{value:.2f}", memory]))
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"A step of all together takes {seconds[together] / alone:.2f} of the steps of each alone. Peak memory is "
+            f"{peaks[together] / peaks[largest]:.2f} times that of the largest alone; of what that one needs more than "
+            f"the smallest, {above:.2f} times.",
+        ]
+    )
