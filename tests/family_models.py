@@ -25,6 +25,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in FAMILIES},
     "electra-narrow": ("electra", {"embedding_size": 12}),
     "llama-tied": ("llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+    "qwen3-biased": ("qwen3", {"tie_word_embeddings": True, "attention_bias": True}),
+    "gemma-untied": ("gemma", {"tie_word_embeddings": False}),
+    "opt-unbiased": ("opt", {"enable_bias": False}),
 }
 MASKED = [name for name, (family, _) in VARIANTS.items() if FAMILIES[family].language_model == "masked"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

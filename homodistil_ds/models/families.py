@@ -10,11 +10,18 @@ from homodistil_ds.errors import HomodistilError
 from homodistil_ds.models.bert import BERT
 from homodistil_ds.models.distilbert import DISTILBERT
 from homodistil_ds.models.electra import ELECTRA
+from homodistil_ds.models.gemma import GEMMA
 from homodistil_ds.models.llama import LLAMA
+from homodistil_ds.models.mistral import MISTRAL
+from homodistil_ds.models.opt import OPT
+from homodistil_ds.models.qwen2 import QWEN2
+from homodistil_ds.models.qwen3 import QWEN3
 from homodistil_ds.models.roberta import ROBERTA
 from homodistil_ds.models.width import Axis, Family, Row, WidthPlan, Widths
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (BERT, ROBERTA, DISTILBERT, ELECTRA, LLAMA)}
+MASKED = (BERT, ROBERTA, DISTILBERT, ELECTRA)
+CAUSAL = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, OPT)
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (*MASKED, *CAUSAL)}
 
 
 def plan_for(config: Any) -> WidthPlan:
@@ -24,20 +31,25 @@ def plan_for(config: Any) -> WidthPlan:
         raise HomodistilError(
             "CFG-FAMILY",
             f"the teacher is of type '{config.model_type}', which has no width table",
-            f"Supported: {', '.join(FAMILIES)}.",
+            f"Supported: {', '.join(FAMILIES)}. Another one is a table in a file of its own, like "
+            "homodistil_ds/models/llama.py, named in homodistil_ds/models/families.py.",
         )
-    sizes = {axis: getattr(config, name) for axis, name in family.fields.items()}
+    sizes: dict[str, Any] = {axis: getattr(config, name, None) for axis, name in family.fields.items()}
     merged = {axis: other for axis, other in family.merges.items() if sizes[axis] == sizes[other]}
     heads = sizes["heads"]
-    head_size = sizes.get("head_size", sizes["hidden"] // heads)
-    fixed = ("vocab", "position", "type", *family.merges)
+    head_size = sizes.get("head_size") or sizes["hidden"] // heads
+    rows = _rows_of(family, config, merged)
+    sizes |= {"head_size": head_size, "position": sizes["position"] + family.positions_before}
+    fixed = ("vocab", "position", "type", "head_size", *family.merges)
     return WidthPlan(
-        family=replace(family, rows=_rows_of(family, config, merged)),
+        family=replace(family, rows=rows),
         full=Widths(hidden=sizes["hidden"], ffn=sizes["ffn"], heads=heads, head_size=head_size),
         layers=sizes["layers"],
         fixed={axis: sizes[axis] for axis in fixed if axis in sizes and axis not in merged},
-        positions=sizes["position"] - (config.pad_token_id + 1 if family.padded_positions else 0),
-        queries_per_group=heads // sizes.get("key_value_heads", heads),
+        positions=sizes["position"]
+        - family.positions_before
+        - (config.pad_token_id + 1 if family.padded_positions else 0),
+        queries_per_group=heads // (sizes.get("key_value_heads") or heads),
     )
 
 
@@ -83,6 +95,9 @@ def target_widths(plan: WidthPlan, hidden: int | None, ffn: int | None, heads: i
 def legal_shapes(plan: WidthPlan) -> set[tuple[int, int]]:
     """Every (hidden size, heads) that a plain folder of this family holds and that can be cut from this teacher."""
     full = plan.full
+    if not plan.family.divided:
+        heads = range(plan.queries_per_group, full.heads + 1, plan.queries_per_group)
+        return {(hidden, own) for hidden in range(1, full.hidden + 1) for own in heads}
     largest = full.hidden if plan.family.head_size == "kept" else full.head_size
     return {
         (heads * factor, heads)
@@ -101,10 +116,10 @@ def _rule(plan: WidthPlan) -> str:
     """What makes a shape legal, in words."""
     rule = f"its heads have hidden_size / num_attention_heads entries each, at most the teacher's {plan.full.head_size}"
     if plan.family.head_size == "kept":
-        rule = (
-            "its hidden_size is a multiple of num_attention_heads, and those are a multiple of "
-            f"{plan.queries_per_group}, the query heads of one key and value head"
-        )
+        grouped = f"a multiple of {plan.queries_per_group}, the query heads of one key and value head"
+        rule = f"its hidden_size is a multiple of num_attention_heads, and those are {grouped}"
+        if not plan.family.divided:
+            rule = f"its num_attention_heads are {grouped}"
     return "; ".join([rule, *(f"its hidden_size is not its embedding size {size}" for size in _apart(plan))])
 
 

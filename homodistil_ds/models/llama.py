@@ -1,49 +1,73 @@
-"""The width table of Llama (Hugging Face model_type "llama"). A table, no code."""
+"""The width table of Llama (Hugging Face model_type "llama"), and what others share with it. A table, no code."""
 
-from homodistil_ds.models.width import Family, Row
+from collections.abc import Callable
+from typing import Any
 
-_ATTENTION = "model.layers.{layer}.self_attn"
-_MLP = "model.layers.{layer}.mlp"
+from homodistil_ds.models.width import Axis, Family, Row
 
-LLAMA = Family(
-    model_type="llama",
-    language_model="causal",
-    rows=(
+Asked = Callable[[Any], bool]
+_LAYER = "model.layers.{layer}"
+# Name of a matrix in a layer -> what it gives and what it takes.
+_ATTENTION: dict[str, tuple[Axis, Axis]] = {
+    "self_attn.q_proj": ("queries", "hidden"),
+    "self_attn.k_proj": ("keys", "hidden"),
+    "self_attn.v_proj": ("keys", "hidden"),
+    "self_attn.o_proj": ("hidden", "queries"),
+}
+_FEED_FORWARD: dict[str, tuple[Axis, Axis]] = {
+    "mlp.gate_proj": ("ffn", "hidden"),
+    "mlp.up_proj": ("ffn", "hidden"),
+    "mlp.down_proj": ("hidden", "ffn"),
+}
+FIELDS = {
+    "hidden": "hidden_size",
+    "ffn": "intermediate_size",
+    "heads": "num_attention_heads",
+    "key_value_heads": "num_key_value_heads",
+    "head_size": "head_dim",
+    "layers": "num_hidden_layers",
+    "vocab": "vocab_size",
+    "position": "max_position_embeddings",
+}
+
+
+def never(config: Any) -> bool:
+    return False
+
+
+def decoder(inputs_biased: Asked = never, output_biased: Asked = never, ffn_biased: Asked = never) -> tuple[Row, ...]:
+    """The whole model: its matrices have biases where the configuration says so, those of attention apart."""
+    biased = {name: ffn_biased for name in _FEED_FORWARD} | {name: inputs_biased for name in _ATTENTION}
+    biased["self_attn.o_proj"] = output_biased
+    matrices = _ATTENTION | _FEED_FORWARD
+    return (
         Row(pattern="model.embed_tokens.weight", axes=("vocab", "hidden"), part="embeddings"),
-        Row(pattern=f"{_ATTENTION}.q_proj.weight", axes=("queries", "hidden"), part="matrices"),
-        Row(pattern=f"{_ATTENTION}.q_proj.bias", axes=("queries",), part="vectors", when=lambda c: c.attention_bias),
-        Row(pattern=f"{_ATTENTION}.k_proj.weight", axes=("keys", "hidden"), part="matrices"),
-        Row(pattern=f"{_ATTENTION}.k_proj.bias", axes=("keys",), part="vectors", when=lambda c: c.attention_bias),
-        Row(pattern=f"{_ATTENTION}.v_proj.weight", axes=("keys", "hidden"), part="matrices"),
-        Row(pattern=f"{_ATTENTION}.v_proj.bias", axes=("keys",), part="vectors", when=lambda c: c.attention_bias),
-        Row(pattern=f"{_ATTENTION}.o_proj.weight", axes=("hidden", "queries"), part="matrices"),
-        Row(pattern=f"{_ATTENTION}.o_proj.bias", axes=("hidden",), part="vectors", when=lambda c: c.attention_bias),
-        Row(pattern=f"{_MLP}.gate_proj.weight", axes=("ffn", "hidden"), part="matrices"),
-        Row(pattern=f"{_MLP}.gate_proj.bias", axes=("ffn",), part="vectors", when=lambda c: c.mlp_bias),
-        Row(pattern=f"{_MLP}.up_proj.weight", axes=("ffn", "hidden"), part="matrices"),
-        Row(pattern=f"{_MLP}.up_proj.bias", axes=("ffn",), part="vectors", when=lambda c: c.mlp_bias),
-        Row(pattern=f"{_MLP}.down_proj.weight", axes=("hidden", "ffn"), part="matrices"),
-        Row(pattern=f"{_MLP}.down_proj.bias", axes=("hidden",), part="vectors", when=lambda c: c.mlp_bias),
-        Row(pattern="model.layers.{layer}.input_layernorm.weight", axes=("hidden",), part="vectors"),
-        Row(pattern="model.layers.{layer}.post_attention_layernorm.weight", axes=("hidden",), part="vectors"),
+        *(Row(pattern=f"{_LAYER}.{name}.weight", axes=axes, part="matrices") for name, axes in matrices.items()),
+        *(
+            Row(pattern=f"{_LAYER}.{name}.bias", axes=axes[:1], part="vectors", when=biased[name])
+            for name, axes in matrices.items()
+        ),
+        Row(pattern=f"{_LAYER}.input_layernorm.weight", axes=("hidden",), part="vectors"),
+        Row(pattern=f"{_LAYER}.post_attention_layernorm.weight", axes=("hidden",), part="vectors"),
         Row(pattern="model.norm.weight", axes=("hidden",), part="vectors"),
         Row(
             pattern="lm_head.weight",
             axes=("vocab", "hidden"),
             part="head",
-            when=lambda c: not c.tie_word_embeddings,
+            when=lambda config: not config.tie_word_embeddings,
         ),
-    ),
-    fields={
-        "hidden": "hidden_size",
-        "ffn": "intermediate_size",
-        "heads": "num_attention_heads",
-        "key_value_heads": "num_key_value_heads",
-        "head_size": "head_dim",
-        "layers": "num_hidden_layers",
-        "vocab": "vocab_size",
-        "position": "max_position_embeddings",
-    },
+    )
+
+
+def attention_biased(config: Any) -> bool:
+    return config.attention_bias
+
+
+LLAMA = Family(
+    model_type="llama",
+    language_model="causal",
+    rows=decoder(attention_biased, attention_biased, lambda config: config.mlp_bias),
+    fields=FIELDS,
     attention="self_attn",
     head=("lm_head",),
     head_size="kept",  # rotary frequencies are computed from it

@@ -6,7 +6,7 @@ import copy
 import json
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -29,6 +29,7 @@ from homodistil_ds.models.pieces import MEND, Read, check_pieces, header, open_p
 from homodistil_ds.models.width import LanguageModel, WidthPlan, Widths
 
 AUTO_CLASSES: dict[LanguageModel, Any] = {"masked": AutoModelForMaskedLM, "causal": AutoModelForCausalLM}
+DROPPED = {"attention_dropout": 1, "activation_dropout": 1, "dropout": 1, "layerdrop": 0}  # times the share
 BUILTIN_TEACHER = Path(__file__).resolve().parent.parent / "assets" / "teacher"
 
 
@@ -241,12 +242,14 @@ def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def with_dropout(model: PreTrainedModel, share: float) -> PreTrainedModel:
-    """The same model, dropping this share wherever it can drop."""
+    """The same model, dropping this share of entries wherever it can drop, and never a layer."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = share
-        elif isinstance(getattr(module, "attention_dropout", None), float | int):  # attention itself drops
-            cast(Any, module).attention_dropout = share
+            continue
+        for name, own in DROPPED.items():  # modules that drop by themselves
+            if isinstance(getattr(module, name, None), float | int):
+                setattr(module, name, share * own)
     return model
 
 

@@ -7,7 +7,11 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.mistral.modeling_mistral import MistralRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from homodistil_ds.models.width import Dim, WidthPlan
 
@@ -42,7 +46,26 @@ class KeptRMSNorm(LlamaRMSNorm):
         return torch.zeros_like(states).index_copy(-1, self.kept, (self.weight[self.kept] * normal).to(states.dtype))
 
 
-KEPT_FORMS: dict[type[nn.Module], type[nn.Module]] = {nn.LayerNorm: KeptLayerNorm, LlamaRMSNorm: KeptRMSNorm}
+class KeptGemmaRMSNorm(GemmaRMSNorm):
+    """The same of Gemma's: what it multiplies by is 1 more than its weight, still in float32."""
+
+    kept: torch.Tensor | None
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        if self.kept is None:
+            return super().forward(states)
+        gathered = states.index_select(-1, self.kept).float()
+        normal = F.rms_norm(gathered, gathered.shape[-1:], eps=self.eps) * (1.0 + self.weight[self.kept].float())
+        return torch.zeros_like(states).index_copy(-1, self.kept, normal.to(states.dtype))
+
+
+KEPT_FORMS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.LayerNorm: KeptLayerNorm,
+    GemmaRMSNorm: KeptGemmaRMSNorm,
+    # Copies of one class.
+    **dict.fromkeys((LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm), KeptRMSNorm),
+}
+KEPT = (KeptLayerNorm, KeptRMSNorm, KeptGemmaRMSNorm)
 
 
 def widen(model: nn.Module, plan: WidthPlan) -> None:
@@ -54,12 +77,12 @@ def widen(model: nn.Module, plan: WidthPlan) -> None:
         kept_form = KEPT_FORMS.get(type(module))
         if kept_form is not None and plan.dims(f"{path}.weight") == (Dim("hidden"),):
             module.__class__ = kept_form
-            cast(KeptLayerNorm | KeptRMSNorm, module).kept = None
+            cast(KeptLayerNorm, module).kept = None
 
 
 def keep(model: nn.Module, kept: torch.Tensor) -> None:
     """Tell every such norm which hidden neurons are kept: bool [H], on the device of the model."""
     indices = None if bool(kept.all()) else kept.nonzero().flatten()
     for module in model.modules():
-        if isinstance(module, KeptLayerNorm | KeptRMSNorm):
+        if isinstance(module, KEPT):
             module.kept = indices

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 # `queries` and `keys` are those of grouped heads: several query heads around one head of keys and values.
-Axis = Literal[
-    "vocab", "position", "type", "embedding", "teacher", "classes", "hidden", "ffn", "qk", "vo", "queries", "keys"
-]
+Axis = (
+    Literal["vocab", "position", "type", "embedding", "head_size", "teacher", "classes"]
+    | Literal["hidden", "ffn", "qk", "vo", "queries", "keys"]
+)
 LanguageModel = Literal["masked", "causal"]
 # The group that each axis of a layer belongs to; a neuron of `heads` is one head of keys and values with its queries.
 LAYER_GROUPS: Mapping[str, str] = {"ffn": "ffn", "qk": "qk", "vo": "vo", "queries": "heads", "keys": "heads"}
@@ -68,11 +69,14 @@ class Family:
 
     `fields` maps an axis, and heads, layers, head_size and key_value_heads where they have one, to the configuration
     field with its size. An axis in `merges` runs along the neurons of another in models where both have one size.
-    `head_size` is "derived" where a plain folder computes it from the hidden size and "kept" where it is the teacher's.
+    `head_size` is "derived" where a plain folder computes it from the hidden size and "kept" where it is the teacher's;
+    `divided`: its hidden size must be a multiple of its heads.
     `query` names the parameters that an export rescales when the head size changed (H5), `attention` the modules whose
     `scaling` must stay the teacher's. `head` are the modules of the vocabulary head in the order they run,
     `head_transform` is the path of its first matrix; `task_head` are the rows that take its place in a model that
-    classifies texts. `padded_positions`: positions count from the padding id on.
+    classifies texts. `padded_positions`: positions count from the padding id on; `positions_before`: rows of the
+    position table that the configuration's size leaves out. `scaled_embedding` is the module whose output is multiplied by the
+    root of the hidden size, and `last_norm` the gain, of which 1 is taken off, that the vocabulary head reads through.
     """
 
     model_type: str
@@ -84,9 +88,13 @@ class Family:
     head_transform: str | None = None
     task_head: tuple[Row, ...] = ()
     head_size: Literal["derived", "kept"] = "derived"
+    divided: bool = True
     query: tuple[str, ...] = ()
     merges: Mapping[Axis, Axis] = field(default_factory=dict)
     padded_positions: bool = False
+    positions_before: int = 0
+    scaled_embedding: str | None = None
+    last_norm: str | None = None
 
     def attention_inputs(self) -> dict[str, str]:
         """queries, keys, values -> how the name of that matrix ends in every layer; tables have them in this order."""

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from homodistil_ds.models.forward import Activations, Read, Run, Student, choose_attention
 from homodistil_ds.models.loading import empty_model, with_dropout
 from homodistil_ds.models.width import WidthPlan, Widths
-from homodistil_ds.pruning.shrink import set_attention_scale
+from homodistil_ds.pruning.shrink import set_scales
 
 
 def first_neurons(plan: WidthPlan, name: str, tensor: torch.Tensor, stored: Widths, widths: Widths) -> torch.Tensor:
@@ -93,5 +93,5 @@ def form_of(model: PreTrainedModel, plan: WidthPlan, widths: Widths, dropout: fl
     """A model of these widths without weights, in the form that goes on training."""
     with torch.device("meta"):
         form = empty_model(model, plan, widths, random=False)
-    set_attention_scale(form, plan, plan.full.head_size)
+    set_scales(form, plan, plan.full)
     return with_dropout(form, dropout)

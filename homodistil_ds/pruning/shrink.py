@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from homodistil_ds.models import norms
 from homodistil_ds.models.loading import empty_model
-from homodistil_ds.models.width import Dim, WidthPlan, Widths
+from homodistil_ds.models.width import Dim, Family, WidthPlan, Widths
 from homodistil_ds.runtime.shards import runs
 
 Kept = Mapping[str, torch.Tensor]
@@ -77,13 +78,13 @@ def entries(neurons: torch.Tensor, block: int) -> torch.Tensor:
 
 
 def cut(model: PreTrainedModel, plan: WidthPlan, widths: Widths, kept: Kept) -> PreTrainedModel:
-    """A smaller model in the form that goes on training: attention still divides by the teacher's head size (H5)."""
+    """A smaller model in the form that goes on training: what is scaled by a size is by the teacher's still (H5)."""
     small = empty_model(model, plan, widths, vocab=len(kept["vocab"]) if "vocab" in kept else None, random=False)
     source = dict(model.named_parameters())
     with torch.no_grad():
         for name, parameter in small.named_parameters():
             parameter.copy_(cut_tensor(source[name], _dims(plan, name), kept))
-    set_attention_scale(small, plan, plan.full.head_size)
+    set_scales(small, plan, plan.full)
     return small.train(model.training)
 
 
@@ -91,27 +92,43 @@ def blank(like: PreTrainedModel, plan: WidthPlan, widths: Widths) -> PreTrainedM
     """A model of the form that goes on training, of no particular weights, to take up those of a cut student."""
     small = empty_model(like, plan, widths, random=False)
     norms.widen(small, plan)
-    set_attention_scale(small, plan, plan.full.head_size)
+    set_scales(small, plan, plan.full)
     return small
 
 
 def export(model: PreTrainedModel, plan: WidthPlan, widths: Widths, kept: Kept) -> PreTrainedModel:
-    """A smaller plain model: the attention scale of the teacher is folded into query weight and bias (H5)."""
+    """A smaller plain model: the scales of the teacher's sizes are folded into its weights (H5)."""
     small = cut(model, plan, widths, kept)
     factor = math.sqrt(widths.head_size / plan.full.head_size)
     with torch.no_grad():
         for name, parameter in small.named_parameters():
             if name.endswith(plan.family.query):
                 parameter.mul_(factor)
-    set_attention_scale(small, plan, widths.head_size)
+        if plan.family.scaled_embedding is not None:
+            _fold_embedding_scale(small, plan.family, math.sqrt(plan.full.hidden / widths.hidden))
+    set_scales(small, plan, widths)
     return small.eval()
 
 
-def set_attention_scale(model: PreTrainedModel, plan: WidthPlan, head_size: int) -> None:
-    """Make every attention layer divide its scores by sqrt(head_size)."""
+def _fold_embedding_scale(small: PreTrainedModel, family: Family, factor: float) -> None:
+    """Multiply the embedding by `factor`, and take it off again where a tied vocabulary head reads."""
+    embedding = small.get_submodule(str(family.scaled_embedding)).get_parameter("weight")
+    embedding.mul_(factor)
+    if small.config.tie_word_embeddings:
+        gain = small.get_parameter(str(family.last_norm))
+        gain.add_(1).div_(factor).sub_(1)
+
+
+def set_scales(model: PreTrainedModel, plan: WidthPlan, widths: Widths) -> None:
+    """Make every attention layer divide its scores by the root of these widths' head size, and an embedding that is
+    scaled by the root of the hidden size scale by theirs."""
     for name, module in model.named_modules():
         if name.endswith(plan.family.attention):
-            module.scaling = head_size**-0.5
+            module.scaling = widths.head_size**-0.5
+    if plan.family.scaled_embedding is not None:
+        embedding: Any = model.get_submodule(plan.family.scaled_embedding)
+        embedding.scalar_embed_scale = widths.hidden**0.5
+        embedding.embed_scale = embedding.embed_scale.new_tensor(embedding.scalar_embed_scale)
 
 
 def _dims(plan: WidthPlan, name: str) -> tuple[Dim | None, ...]:

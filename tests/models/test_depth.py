@@ -47,7 +47,7 @@ def test_a_shallower_student_computes_what_the_teacher_without_the_other_layers_
     assert sum(p.numel() for p in student.parameters()) == count(shallower(plan, layers), plan.full).with_head
     ids = torch.randint(5, 185, (2, 9), generator=torch.Generator().manual_seed(0))
     base = teacher.base_model
-    stack = getattr(base, "encoder", getattr(base, "transformer", base))
+    stack = next((getattr(base, name) for name in ("encoder", "decoder", "transformer") if hasattr(base, name)), base)
     name = "layer" if hasattr(stack, "layer") else "layers"
     setattr(stack, name, torch.nn.ModuleList([getattr(stack, name)[1]]))
     for index, layer in enumerate(getattr(stack, name)):  # caches of decoders count layers

@@ -87,7 +87,7 @@ def test_legal_shapes_are_exactly_those_that_transformers_holds_and_the_teacher_
 def test_an_illegal_shape_is_refused_with_legal_ones_whatever_the_family(variant: str) -> None:
     plan = plan_for(tiny_config(variant))
     with pytest.raises(HomodistilError) as caught:
-        target_widths(plan, 13, None, 4)
+        target_widths(plan, 13, None, 3)
     assert caught.value.error_id == "CFG-WIDTH"
     named = [(int(hidden), int(heads)) for hidden, heads in re.findall(r"(\d+) with (\d+)", caught.value.remedy)]
     assert named

@@ -11,7 +11,7 @@ from homodistil_ds.models import norms
 from homodistil_ds.models.tasks import task_forward, task_plan
 from homodistil_ds.models.width import WidthPlan, Widths
 from homodistil_ds.pruning.sandwich import Sandwich, first_indices, first_neurons
-from homodistil_ds.pruning.shrink import cut, export, set_attention_scale
+from homodistil_ds.pruning.shrink import cut, export, set_scales
 
 MEMBERS = (
     Widths(hidden=18, ffn=32, heads=3, head_size=6),
@@ -82,7 +82,7 @@ def test_a_member_is_the_stored_model_with_the_rest_masked(place: int) -> None:
     hidden = torch.zeros(MEMBERS[0].hidden, dtype=torch.bool)
     hidden[kept["hidden"]] = True
     norms.keep(model, hidden)
-    set_attention_scale(model, plan, plan.full.head_size)
+    set_scales(model, plan, plan.full)
     masked = model(input_ids=ids, attention_mask=mask).logits
     torch.testing.assert_close(masked, sandwich.eval()(ids, mask, member=place).logits, rtol=1e-5, atol=1e-5)
 

@@ -1,0 +1,58 @@
+"""The width table of OPT (Hugging Face model_type "opt"), with embeddings as wide as its layers. A table, no code."""
+
+from homodistil_ds.models.width import Axis, Family, Row
+
+_LAYER = "model.decoder.layers.{layer}"
+# In the order queries, keys, values; the model itself has its keys first.
+_MATRICES: dict[str, tuple[Axis, Axis]] = {
+    "self_attn.q_proj": ("qk", "hidden"),
+    "self_attn.k_proj": ("qk", "hidden"),
+    "self_attn.v_proj": ("vo", "hidden"),
+    "self_attn.out_proj": ("hidden", "vo"),
+    "fc1": ("ffn", "hidden"),
+    "fc2": ("hidden", "ffn"),
+}
+_NORMS = ("self_attn_layer_norm", "final_layer_norm")
+
+OPT = Family(
+    model_type="opt",
+    language_model="causal",
+    rows=(
+        Row(pattern="model.decoder.embed_tokens.weight", axes=("vocab", "embedding"), part="embeddings"),
+        Row(pattern="model.decoder.embed_positions.weight", axes=("position", "hidden"), part="embeddings"),
+        *(Row(pattern=f"{_LAYER}.{name}.weight", axes=axes, part="matrices") for name, axes in _MATRICES.items()),
+        *(
+            Row(
+                pattern=f"{_LAYER}.{name}.bias",
+                axes=axes[:1],
+                part="vectors",
+                when=lambda config: config.enable_bias,
+            )
+            for name, axes in _MATRICES.items()
+        ),
+        *(
+            Row(
+                pattern=f"{place}.{name}",
+                axes=("hidden",),
+                part="vectors",
+                when=lambda config: config.layer_norm_elementwise_affine,
+            )
+            for place in (*(f"{_LAYER}.{norm}" for norm in _NORMS), "model.decoder.final_layer_norm")
+            for name in ("weight", "bias")
+        ),
+    ),
+    fields={
+        "hidden": "hidden_size",
+        "embedding": "word_embed_proj_dim",
+        "ffn": "ffn_dim",
+        "heads": "num_attention_heads",
+        "layers": "num_hidden_layers",
+        "vocab": "vocab_size",
+        "position": "max_position_embeddings",
+    },
+    attention="self_attn",
+    query=("self_attn.q_proj.weight", "self_attn.q_proj.bias"),
+    head=("lm_head",),
+    merges={"embedding": "hidden"},
+    positions_before=2,
+)
