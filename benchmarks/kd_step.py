@@ -22,7 +22,8 @@ import tyro
 from transformers import BertConfig, BertForMaskedLM
 
 from homodistil_ds.config import LossConfig
-from homodistil_ds.data.masking import Batch, Masking, masked_batch
+from homodistil_ds.data.masking import Masking, masked_batch
+from homodistil_ds.data.predicted import Batch
 from homodistil_ds.distillation.losses import Inputs
 from homodistil_ds.distillation.objective import Objective
 from homodistil_ds.models import families, loading, norms

@@ -194,7 +194,7 @@ class Parts:
         world = ranks.world_size()
         order, micro = Order(len(self.corpus.train), 0), self.batch // world
         sizes = {"global_batch": self.batch, "micro_batch": micro, "rank": ranks.rank(), "world_size": world}
-        return Batches(corpus=self.corpus, masking=self.masking, order=order, seed=0, **sizes)
+        return Batches(corpus=self.corpus, prediction=self.masking, order=order, seed=0, **sizes)
 
     def flops(self, widths: Widths) -> float:
         batch = next(self.batches().micro_batches(1))

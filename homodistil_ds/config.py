@@ -81,6 +81,10 @@ class LossConfig:
     hidden: float = 1.0
     attention: float = 1.0
     embedding: float = 1.0
+    reverse_kl: float = 0.0
+    """KL(student || teacher) of the predicted tokens: keeps to what the teacher finds likely."""
+    jsd: float = 0.0
+    """Jensen-Shannon divergence of the predicted tokens: between kl and reverse_kl."""
     cosine: float = 0.0
     """(B2) direction of the last layer's states; needs the teacher's hidden size. DistilBERT's."""
     scores: float = 0.0
@@ -94,7 +98,7 @@ class LossConfig:
     relation_heads: int = 12
     """Heads that queries, keys and values are cut into for `relation`; must divide hidden sizes of both models."""
     temperature: float = 1.0
-    """Softmax temperature of the kl term (H10)."""
+    """Softmax temperature of the terms kl (H10), reverse_kl and jsd."""
 
     def __post_init__(self) -> None:
         weights = {name: value for name, value in vars(self).items() if name not in ("temperature", "relation_heads")}

@@ -111,6 +111,32 @@ def plain_kd() -> RunConfig:
     return _baseline("plain_kd", loss, StudentConfig(num_hidden_layers=6), OptimizerConfig())
 
 
+def logit() -> RunConfig:
+    """A decoder from its logits alone (KL), what works best on decoders that keep their depth.
+
+    The --student sizes are the user's; 20,000 steps of 256 sequences of 2,048 tokens are 10 G tokens.
+    """
+    return RunConfig(
+        output_dir="runs/logit",
+        steps=20_000,
+        global_batch_size=256,
+        sequence_length=2048,
+        learning_rate=1e-4,
+        eval_interval=500,
+        save_interval=500,
+        loss=LossConfig(**{**NO_LOSS, "kl": 1.0}),
+        pruning=PruningConfig(interval=50),
+        optimizer=OptimizerConfig(beta2=0.95, warmup=0.02),
+    )
+
+
+def homodistil() -> RunConfig:
+    """HomoDistil's states and embeddings beside the logits, for decoders: without attention maps, which no fused kernel
+    returns."""
+    loss = LossConfig(**{**NO_LOSS, "kl": 1.0, "hidden": 1.0, "embedding": 1.0})
+    return replace(logit(), output_dir="runs/homodistil", loss=loss)
+
+
 def _random(hidden: int, ffn: int, layers: int) -> StudentConfig:
     return StudentConfig(
         init="random", hidden_size=hidden, intermediate_size=ffn, num_attention_heads=12, num_hidden_layers=layers
@@ -191,7 +217,7 @@ def _on_task(
 _FUNCTIONS = (
     *(demo, correct_teacher, homobert_base, homobert_small, homobert_xsmall, homobert_tiny),
     *(distilbert, tinybert, minilm, minilmv2, plain_kd, one_shot, magnitude, masks_at_the_end),
-    random_start,
+    *(random_start, logit, homodistil),
     *(finetune, mixkd, task_kd, pkd, minidisc),
 )
 PRESETS: dict[str, Callable[[], RunConfig]] = {function.__name__: function for function in _FUNCTIONS}

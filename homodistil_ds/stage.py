@@ -20,7 +20,7 @@ from homodistil_ds.distillation.objective import Objective
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.evaluation.figures import mask_heatmap
 from homodistil_ds.evaluation.heldout import Forward
-from homodistil_ds.models.forward import Activations, Read
+from homodistil_ds.models.forward import Activations, Read, headed
 from homodistil_ds.models.width import WidthPlan, Widths
 from homodistil_ds.pruning.pruner import Pruner
 from homodistil_ds.runtime import carry, guard, pace, ranks
@@ -166,7 +166,7 @@ class Stage:
     ) -> dict[str, torch.Tensor]:
         """Losses of one student on one micro batch, after their backward pass."""
         with self.pace.forward():
-            own = self.engine(*batch.shown, **told)
+            own = headed(self.engine, self.engine(*batch.shown, **told))
             total, parts = self.objective(
                 Inputs(
                     student=own,
@@ -205,7 +205,7 @@ class Stage:
         if self.teacher is None:
             return Activations()
         with self.precision():
-            return self.teacher(*shown, reads=reads)
+            return headed(self.teacher, self.teacher(*shown, reads=reads))
 
     def precision(self) -> AbstractContextManager[None]:
         """The autocast that DeepSpeed puts around the student, for the teacher."""
@@ -283,10 +283,10 @@ class Stage:
 
         def own(*shown: torch.Tensor, **told: Any) -> Activations:
             self.watchdog.beat(step)
-            return self.engine(*shown, reads=("logits",), **told)
+            return headed(self.engine, self.engine(*shown, reads=(self.objective.logits,), **told))
 
         def taught(*shown: torch.Tensor) -> Activations:
-            return self.teach(*shown, reads=frozenset({"logits"}))
+            return self.teach(*shown, reads=frozenset({self.objective.logits}))
 
         wall, cpu = time.perf_counter(), time.process_time()
         self.engine.eval()

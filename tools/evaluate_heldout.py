@@ -19,10 +19,10 @@ from transformers.utils import logging
 from homodistil_ds.config import RunConfig
 from homodistil_ds.data.batches import Batches
 from homodistil_ds.data.corpus import Order, load, read_index
-from homodistil_ds.data.masking import masking_for
+from homodistil_ds.data.masking import prediction_for
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.evaluation.heldout import Forward, HeldOut, evaluate
-from homodistil_ds.models.forward import Activations, forward
+from homodistil_ds.models.forward import Read, Teacher, headed
 from homodistil_ds.models.loading import load_teacher, read_plan
 from homodistil_ds.runtime import console, ranks
 
@@ -62,10 +62,11 @@ def measure(given: argparse.Namespace) -> HeldOut:
     """Raises HomodistilError for a model, teacher or corpus that cannot be read, or does not fit."""
     model, tokenizer = load_teacher(given.model, flag="--model")
     corpus = load(given.corpus, tokenizer, read_index(given.corpus)["sequence_length"], given.held_out_sequences)
-    vocabulary = read_plan(given.model, only="masked", flag="--model").fixed["vocab"]
+    plan = read_plan(given.model, flag="--model")
+    kind, vocabulary = plan.family.language_model, plan.fixed["vocab"]
     batches = Batches(
         corpus=corpus,
-        masking=masking_for(tokenizer, vocabulary, given.mask_probability),
+        prediction=prediction_for(kind, tokenizer, vocabulary, given.mask_probability),
         order=Order(len(corpus.train), 0),
         seed=0,
         global_batch=given.micro_batch,
@@ -74,17 +75,13 @@ def measure(given: argparse.Namespace) -> HeldOut:
         world_size=1,
     )
     teacher = logits_of(given.teacher, load_teacher(given.teacher)[0]) if given.teacher else None
-    return evaluate(logits_of(given.model, model), teacher, batches.held_out())
+    return evaluate(logits_of(given.model, model), teacher, batches.held_out(), vocabulary)
 
 
 def logits_of(source: str, model: torch.nn.Module) -> Forward:
-    family = read_plan(source, only="masked").family
-    model = model.eval().float().to(ranks.device())
-
-    def logits(input_ids: torch.Tensor, positions: torch.Tensor) -> Activations:
-        return forward(model, family, input_ids, positions, {"logits"})
-
-    return logits
+    reads: frozenset[Read] = frozenset({"predicted"})
+    own = Teacher(model.float().to(ranks.device()), read_plan(source).family, reads)
+    return lambda *shown: headed(own, own(*shown, reads=reads))
 
 
 if __name__ == "__main__":

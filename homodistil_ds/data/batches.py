@@ -1,4 +1,4 @@
-"""Which rows a rank sees at a step, as masked tensors: a pure function of (seed, step, rank). No iterator state."""
+"""Which rows a rank sees at a step, as tensors: a pure function of (seed, step, rank). No iterator state."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from homodistil_ds.data.corpus import Corpus, Order
-from homodistil_ds.data.masking import Batch, Masking, masked_batch
+from homodistil_ds.data.predicted import Batch, Prediction
 
 HELD_OUT_SEED = 1_234_567  # the same masks in every run, so that held-out losses compare
 
@@ -47,7 +47,7 @@ class Batches:
     """
 
     corpus: Corpus
-    masking: Masking
+    prediction: Prediction
     order: Order
     seed: int
     global_batch: int
@@ -61,7 +61,7 @@ class Batches:
         first = (step - 1) * self.global_batch + self.rank * share
         for start in range(first, first + share, self.micro_batch):
             rows = self.order.rows(start, self.micro_batch)
-            yield self._masked(self.corpus.train[rows], np.arange(start, start + self.micro_batch), self.seed)
+            yield self.prediction.batch(self.corpus.train[rows], np.arange(start, start + self.micro_batch), self.seed)
 
     @property
     def tokens_per_step(self) -> float:
@@ -81,7 +81,4 @@ class Batches:
         for start in range(0, most, self.micro_batch):
             rows = own[start : start + self.micro_batch]
             shown = rows if len(rows) else np.zeros(1, np.int64)
-            yield self._masked(self.corpus.held_out[shown], shown, HELD_OUT_SEED), len(rows)
-
-    def _masked(self, tokens: np.ndarray, indices: np.ndarray, seed: int) -> Batch:
-        return masked_batch(tokens, indices, self.masking, seed)
+            yield self.prediction.batch(self.corpus.held_out[shown], shown, HELD_OUT_SEED), len(rows)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from homodistil_ds.data.predicted import Batch, NextTokens, Prediction
 from homodistil_ds.errors import HomodistilError
 
 
@@ -27,27 +28,22 @@ class Masking:
     probability: float
     """Share of a row's inner positions that is predicted."""
 
+    def batch(self, tokens: np.ndarray, indices: np.ndarray, seed: int) -> Batch:
+        return masked_batch(tokens, indices, self, seed)
 
-@dataclass(frozen=True)
-class Batch:
-    input_ids: torch.Tensor
-    """int64 [B, L], with the masks applied."""
-    positions: torch.Tensor
-    """int64 [B, K], ascending per row."""
-    labels: torch.Tensor
-    """int64 [B, K], the original ids at `positions`."""
+    def share(self, length: int) -> float:
+        return self.count(length) / length
 
-    pairs = None  # nothing is mixed
+    def count(self, length: int) -> int:
+        """Predicted positions of a row."""
+        return max(1, round(self.probability * (length - 2)))
 
-    @property
-    def shown(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the student reads, and the teacher too."""
-        return self.input_ids, self.positions
 
-    taught = shown
-
-    def to(self, device: torch.device) -> Batch:
-        return Batch(self.input_ids.to(device), self.positions.to(device), self.labels.to(device))
+def prediction_for(
+    kind: str, tokenizer: PreTrainedTokenizerBase, vocabulary_size: int, probability: float
+) -> Prediction:
+    """What a masked or a causal language model predicts. Raises HomodistilError as masking_for does."""
+    return NextTokens() if kind == "causal" else masking_for(tokenizer, vocabulary_size, probability)
 
 
 def masking_for(tokenizer: PreTrainedTokenizerBase, vocabulary_size: int, probability: float) -> Masking:
@@ -81,7 +77,7 @@ def masked_batch(tokens: np.ndarray, indices: np.ndarray, masking: Masking, seed
     """
     ids = tokens.astype(np.int64)
     inner = ids.shape[1] - 2
-    count = max(1, round(masking.probability * inner))
+    count = masking.count(ids.shape[1])
     is_special, ordinary = _vocabulary(masking)
     row = _mix(indices.astype(np.uint64)[:, None] ^ _mix(np.full((1, 1), seed % 2**64, np.uint64)))
     with np.errstate(over="ignore"):

@@ -1,6 +1,7 @@
 """Tokens of kept documents joined and cut into rows, one output shard at a time: prefix sums say where each lies.
 
-Every row is [CLS] + L-2 tokens + [SEP]. L length of a row.
+Every row has the special tokens of its tokenizer in front and behind: [CLS] + L-2 tokens + [SEP], [BOS] + L-1 tokens,
+or L tokens of text. L length of a row.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def pack(
     kept: Kept, lengths: np.ndarray, sequence_length: int, folder: Path, workers: Workers, progress: Progress
 ) -> dict[str, list[dict[str, Any]]]:
     """Write the shards of both splits into `folder`, each by one worker; returns what the index says of them."""
-    inner = sequence_length - 2
+    inner = kept.tokens.inner(sequence_length)
     most = max(1, SHARD_BYTES // (sequence_length * kept.tokens.dtype.itemsize))
     shards = [
         (split, first, min(most, int(total) // inner - first))
@@ -103,8 +104,7 @@ def _slice(kept: Kept, lengths: np.ndarray, split: int, begin: int, end: int) ->
 
 
 def _write(inner: np.ndarray, tokens: Tokens, path: Path) -> None:
-    rows = np.empty((len(inner), inner.shape[1] + 2), tokens.dtype)
-    rows[:, 0], rows[:, -1] = tokens.cls, tokens.sep
-    rows[:, 1:-1] = inner
+    front, back = (np.tile(np.array(ids, tokens.dtype), (len(inner), 1)) for ids in (tokens.front, tokens.back))
+    rows = np.concatenate([front, inner, back], axis=1)
     with written_whole(path) as stream:
         np.save(stream, rows)

@@ -130,7 +130,7 @@ def prepare_folder(
     progress.stage("comparing digests")
     kept = Kept(parts, find_copies(parts, tokens.dtype, work, workers), tokens)
     lengths, counted = kept.count(len(files), workers)
-    if first and lengths[:, 0].sum() < recipe.sequence_length - 2:
+    if first and lengths[:, 0].sum() < tokens.inner(recipe.sequence_length):
         raise no_rows("train on", recipe.sequence_length, _counts(counted.sum(axis=0)))
     progress.stage("packing")
     shards = pack(kept, lengths, recipe.sequence_length, work, workers, progress)

@@ -23,15 +23,30 @@ _PART, _END = ".part", ".end"
 
 
 class Tokens:
-    """The tokenizer with what packing must know of it. Raises HomodistilError DATA-NO-SPECIAL-TOKENS."""
+    """The tokenizer with what packing must know of it. Raises HomodistilError DATA-NO-SPECIAL-TOKENS.
+
+    `front` and `back` are the ids that every row begins and ends with, `end` is the one after every document: [CLS] and
+    [SEP] where there are both; else the token of the end, and in front that of the beginning if texts get one.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
-            remedy = "Use the teacher's own tokenizer."
-            raise HomodistilError("DATA-NO-SPECIAL-TOKENS", "the tokenizer has no [CLS] or no [SEP] token", remedy)
-        self.cls, self.sep = int(tokenizer.cls_token_id), int(tokenizer.sep_token_id)
+        cls, sep, eos = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.eos_token_id
+        self.front: tuple[int, ...] = ()
+        self.back: tuple[int, ...] = ()
+        if cls is not None and sep is not None:
+            self.front, self.back, self.end = (int(cls),), (int(sep),), int(sep)
+        elif eos is not None:
+            begins = [int(id) for id in tokenizer("")["input_ids"][:1] if id == tokenizer.bos_token_id]
+            self.front, self.end = tuple(begins), int(eos)
+        else:
+            lacking = "the tokenizer has neither [CLS] and [SEP] nor a token for the end of a text"
+            raise HomodistilError("DATA-NO-SPECIAL-TOKENS", lacking, "Use the teacher's own tokenizer.")
         self.dtype = np.dtype("<u2" if len(tokenizer) <= 1 << 16 else "<i4")
         self._tokenizer = tokenizer
+
+    def inner(self, length: int) -> int:
+        """Tokens of text in a row of this length."""
+        return length - len(self.front) - len(self.back)
 
     def ids(self, texts: Sequence[str]) -> Iterator[list[int]]:
         """Token ids of each text, without special tokens."""
@@ -134,6 +149,6 @@ def _part(documents: Sequence[tuple[int, str]], tokens: Tokens, cleaned: bool) -
         lengths[place] = len(encoded)
         if len(encoded) >= SHORTEST_DOCUMENT:
             ids.extend(encoded)
-            ids.append(tokens.sep)
+            ids.append(tokens.end)
     sizes = [len(text.encode("utf-8")) for _, text in documents]
     return Part.of([file for file, _ in documents], sizes, digests, lengths, np.array(ids, tokens.dtype))

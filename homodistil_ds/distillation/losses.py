@@ -6,6 +6,7 @@ mean over the global batch whatever the split. Shapes: B batch, L length, K pred
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -49,6 +50,8 @@ class Inputs:
     relation_heads: int = 1
     pairs: Pairs | None = None
     distance: str = "mse"
+    vocabulary: int = 0
+    """V, where logits are made in parts."""
 
     def taught(self, layers: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """The teacher's layers that the student's are compared with, one for each."""
@@ -56,19 +59,48 @@ class Inputs:
 
 
 def mlm(inputs: Inputs) -> torch.Tensor:
-    """(H8): cross entropy of the predicted tokens; logits [B, K, V], labels [B, K]."""
+    """(H8): cross entropy of the predicted tokens, masked or next ones; logits [B, K, V], labels [B, K]."""
     assert inputs.student.logits is not None
-    return F.cross_entropy(inputs.student.logits.float().flatten(0, 1), inputs.labels.flatten())
+    return F.cross_entropy(at_least_float(inputs.student.logits).flatten(0, 1), inputs.labels.flatten())
 
 
 def kl(inputs: Inputs) -> torch.Tensor:
     """(H10): tau^2 KL(teacher || student) at the predicted positions."""
+    student, teacher = _softened(inputs)
+    return inputs.temperature**2 * _divergence(teacher, student)
+
+
+def reverse_kl(inputs: Inputs) -> torch.Tensor:
+    """tau^2 KL(student || teacher): the student is not to say what the teacher would not."""
+    student, teacher = _softened(inputs)
+    return inputs.temperature**2 * _divergence(student, teacher)
+
+
+def jsd(inputs: Inputs) -> torch.Tensor:
+    """tau^2 times the Jensen-Shannon divergence: the mean KL of both from their mean."""
+    student, teacher = _softened(inputs)
+    # How far each is above the mean, written so that it is exactly 0 where both are equal.
+    above = (math.log(2) - F.softplus(other - own) for own, other in ((teacher, student), (student, teacher)))
+    own = (logarithms.exp() for logarithms in (teacher, student))
+    return inputs.temperature**2 * sum_of((p * its).sum(-1).mean() for p, its in zip(own, above, strict=True)) / 2
+
+
+def _softened(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logarithms of what student and teacher expect, [B K, V], in float32 at least."""
     assert inputs.student.logits is not None
     assert inputs.teacher.logits is not None
-    tau = inputs.temperature
-    student = F.log_softmax(inputs.student.logits.float().flatten(0, 1) / tau, dim=-1)
-    teacher = F.log_softmax(inputs.teacher.logits.float().flatten(0, 1) / tau, dim=-1)
-    return tau**2 * (teacher.exp() * (teacher - student)).sum(-1).mean()
+    both = (at_least_float(logits).flatten(0, 1) for logits in (inputs.student.logits, inputs.teacher.logits))
+    student, teacher = (F.log_softmax(logits / inputs.temperature, dim=-1) for logits in both)
+    return student, teacher
+
+
+def _divergence(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """KL(first || second), mean over rows of logarithms [N, V]."""
+    return (first.exp() * (first - second)).sum(-1).mean()
+
+
+def at_least_float(values: torch.Tensor) -> torch.Tensor:
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def hidden(inputs: Inputs) -> torch.Tensor:
@@ -171,6 +203,8 @@ class LossTerm:
 LOSSES: dict[str, LossTerm] = {
     "mlm": LossTerm(function=mlm, reads=("logits",), needs_teacher=False),
     "kl": LossTerm(function=kl, reads=("logits",)),
+    "reverse_kl": LossTerm(function=reverse_kl, reads=("logits",)),
+    "jsd": LossTerm(function=jsd, reads=("logits",)),
     "hidden": LossTerm(function=hidden, reads=("hidden",)),
     "attention": LossTerm(function=attention, reads=("attention",)),
     "embedding": LossTerm(function=embedding, reads=("embedding",)),

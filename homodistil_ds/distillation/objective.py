@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from homodistil_ds.config import LossConfig
-from homodistil_ds.distillation.losses import LOSSES, Inputs
+from homodistil_ds.distillation.losses import LOSSES, Inputs, LossTerm
 from homodistil_ds.distillation.task_losses import TASK_LOSSES
+from homodistil_ds.distillation.vocabulary import in_parts
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.models.forward import Read
 from homodistil_ds.models.width import Widths
@@ -19,11 +21,14 @@ TERMS = LOSSES | TASK_LOSSES
 
 class Objective:
     """Terms with a positive weight; without a teacher only those that need none. `settings` are what losses are told
-    besides the activations: temperature, relation heads, distance."""
+    besides the activations: temperature, relation heads, distance. With `parted`, the size of the vocabulary,
+    losses that read logits get them from states and heads in parts; with 0 models make them all at once."""
 
-    def __init__(self, weights: LossConfig | TaskLossConfig, with_teacher: bool) -> None:
+    def __init__(self, weights: LossConfig | TaskLossConfig, with_teacher: bool, parted: int = 0) -> None:
         values: dict[str, Any] = vars(weights)
         self.settings = {name: value for name, value in values.items() if name not in TERMS}
+        self.settings |= {"vocabulary": parted} if parted else {}
+        self.logits: Read = "predicted" if parted else "logits"
         self.weights: dict[str, float] = {
             name: values[name]
             for name, term in TERMS.items()
@@ -31,16 +36,28 @@ class Objective:
         }
 
     def student_reads(self) -> frozenset[Read]:
-        return frozenset(read for name in self.weights for read in TERMS[name].reads)
+        return frozenset(read for name in self.weights for read in self._reads(name))
 
     def teacher_reads(self) -> frozenset[Read]:
-        return frozenset(read for name in self.weights if TERMS[name].needs_teacher for read in TERMS[name].reads)
+        return frozenset(read for name in self.weights if TERMS[name].needs_teacher for read in self._reads(name))
+
+    def _reads(self, name: str) -> list[Read]:
+        return [self.logits if read == "logits" else read for read in TERMS[name].reads]
 
     def __call__(self, inputs: Inputs) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The total, and every term unweighted and detached, as scalar tensors."""
-        terms = {name: TERMS[name].function(inputs) for name in self.weights}
+        terms = values_of({name: TERMS[name] for name in self.weights}, inputs)
         total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
         return total, {name: term.detach() for name, term in terms.items()}
+
+
+def values_of(terms: Mapping[str, LossTerm], inputs: Inputs) -> dict[str, torch.Tensor]:
+    """The named losses, in their order; what reads logits goes through the heads where there are states instead."""
+    if inputs.student.predicted is None:
+        return {name: term.function(inputs) for name, term in terms.items()}
+    of_logits = {name: term.function for name, term in terms.items() if "logits" in term.reads}
+    found = in_parts(of_logits, inputs)
+    return {name: found[name] if name in found else term.function(inputs) for name, term in terms.items()}
 
 
 def check_losses(weights: LossConfig, target: Widths, full: Widths, pruned: bool) -> None:

@@ -19,7 +19,7 @@ def per_token(setting: Setting, objective: Objective, with_teacher: bool) -> Cos
             setting.student_plan,
             widths,
             sequence_length=config.sequence_length,
-            predicted_share=config.mask_probability,
+            predicted_share=setting.batches.prediction.share(config.sequence_length),
             reads=objective.student_reads(),
             teacher_reads=objective.teacher_reads() if with_teacher else None,
             teacher_plan=setting.plan,

@@ -37,7 +37,7 @@ def descend(config: RunConfig, machine: Machine, command: str, within: Path | No
     At the milestones masked neurons leave the running engine.
     """
     setting = prepare_setting(config, machine, command, head_may_be_missing=False, within=within)
-    objective = Objective(config.loss, with_teacher=True)
+    objective = Objective(config.loss, with_teacher=True, parted=setting.parted)
     plan = setting.student_plan
     prunes = config.student.init == "teacher"
     pruner = Pruner(plan, setting.schedule, config.pruning.criterion, config.pruning.beta) if prunes else None
@@ -63,7 +63,7 @@ def descend(config: RunConfig, machine: Machine, command: str, within: Path | No
         teacher=teacher,
         objective=objective,
         batches=setting.batches.split_by(engine.train_micro_batch_size_per_gpu()),
-        measure=measure_on(setting.batches),
+        measure=measure_on(setting.batches, setting.parted),
         monitor=setting.monitor,
         pruner=pruner,
         build=build,

@@ -1,4 +1,4 @@
-"""Masked-language-model training without a teacher: builds or corrects a model that later teaches."""
+"""Training of a language model without a teacher: builds or corrects one that later teaches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from homodistil_ds.stage import Stage
 def run(config: RunConfig, machine: Machine, command: str) -> None:
     """Train the model named by --teacher on the corpus; a missing vocabulary head starts as the identity."""
     setting = prepare_setting(config, machine, command, head_may_be_missing=True)
-    objective = Objective(config.loss, with_teacher=False)
+    objective = Objective(config.loss, with_teacher=False, parted=setting.parted)
     plan = setting.plan
 
     def build(widths: Widths) -> Engine:
@@ -35,7 +35,7 @@ def run(config: RunConfig, machine: Machine, command: str) -> None:
         teacher=None,
         objective=objective,
         batches=setting.batches,
-        measure=measure_on(setting.batches),
+        measure=measure_on(setting.batches, setting.parted),
         monitor=setting.monitor,
         pruner=None,
         build=build,

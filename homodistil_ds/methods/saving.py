@@ -12,7 +12,7 @@ from homodistil_ds.evaluation.heldout import HeldOut, evaluate
 from homodistil_ds.evaluation.report import ModelRow
 from homodistil_ds.methods.running import fill
 from homodistil_ds.methods.setting import Setting
-from homodistil_ds.models.forward import Activations, forward
+from homodistil_ds.models.forward import Activations, Teacher, headed
 from homodistil_ds.models.loading import empty_model, folder_of
 from homodistil_ds.models.width import WidthPlan, Widths, count
 from homodistil_ds.pruning.shrink import export
@@ -44,15 +44,18 @@ def held_out_in_float32(
 ) -> HeldOut:
     """Held-out figures of the very model that is saved, in float32."""
 
-    def own(input_ids: torch.Tensor, positions: torch.Tensor) -> Activations:
-        return forward(student, stage.plan.family, input_ids, positions, {"logits"})
+    reads = {stage.objective.logits}
+    torch.nn.Module.to(student, ranks.device(), torch.float32)
+    model = Teacher(student, stage.plan.family, reads)
 
-    def taught(input_ids: torch.Tensor, positions: torch.Tensor) -> Activations:
+    def own(*shown: torch.Tensor) -> Activations:
+        return headed(model, model(*shown, reads=reads))
+
+    def taught(*shown: torch.Tensor) -> Activations:
         assert teacher is not None
-        return teacher(input_ids, positions, reads={"logits"})
+        return headed(teacher, teacher(*shown, reads=reads))
 
-    student.eval().to(device=ranks.device(), dtype=torch.float32)
-    result = evaluate(own, None if teacher is None else taught, setting.batches.held_out())
+    result = evaluate(own, None if teacher is None else taught, setting.batches.held_out(), setting.parted)
     student.cpu()
     return result
 

@@ -14,8 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from homodistil_ds.config import RunConfig
 from homodistil_ds.data.batches import Batches
 from homodistil_ds.data.corpus import Corpus, Order
-from homodistil_ds.data.masking import masking_for
+from homodistil_ds.data.masking import prediction_for
 from homodistil_ds.distillation.objective import check_losses
+from homodistil_ds.distillation.vocabulary import fits
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.machine import Machine
 from homodistil_ds.methods.opening import Run, check_length, checked, claim_folder, open_logs, say, train_dtype
@@ -55,6 +56,14 @@ class Setting(Run):
     corpus: Corpus
     batches: Batches
 
+    @property
+    def parted(self) -> int:
+        """The vocabulary's size where the logits of a micro batch are too many to be there at once; else 0."""
+        length = self.config.sequence_length
+        positions = self.batches.micro_batch * round(self.batches.prediction.share(length) * length)
+        vocabulary = self.plan.fixed["vocab"]
+        return 0 if fits(positions, vocabulary) else vocabulary
+
     def engine_around(self, student: torch.nn.Module, widths: Widths) -> Engine:
         return self.engine_of(student, self.ds_config_for(widths))
 
@@ -92,7 +101,7 @@ def prepare_setting(
     run_dir = Path(config.output_dir)
     first, later = checked(config, machine)
     found = where_to_start(config, machine.resume, say)
-    plan = ranks.together(lambda: read_plan(config.teacher, only="masked"))
+    plan = ranks.together(lambda: read_plan(config.teacher))
     student = config.student
     members = ranks.together(lambda: family_of(config, plan))
     target = members[-1].widths
@@ -104,7 +113,8 @@ def prepare_setting(
     ranks.together(lambda: check_losses(config.loss, target, plan.full, pruned))
     placed, reason = _choose_placement(config, machine.teacher_placement, first, plan, student_plan, target)
     source, tokenizer, read = ranks.together(lambda: _load(config.teacher, head_may_be_missing, placed == "replicated"))
-    masking = ranks.together(lambda: masking_for(tokenizer, plan.fixed["vocab"], config.mask_probability))
+    kind, vocabulary = plan.family.language_model, plan.fixed["vocab"]
+    prediction = ranks.together(lambda: prediction_for(kind, tokenizer, vocabulary, config.mask_probability))
     corpus = read_corpus(config, tokenizer, within or run_dir)
     if within is not None:
         ranks.on_first(lambda: claim_folder(run_dir))
@@ -112,7 +122,7 @@ def prepare_setting(
         ranks.together(lambda: check_same_data(found, corpus.fingerprint, vars(plan.full)))
     batches = Batches(
         corpus=corpus,
-        masking=masking,
+        prediction=prediction,
         order=Order(len(corpus.train), config.seed),
         seed=config.seed,
         global_batch=config.global_batch_size,

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from homodistil_ds.models.width import Family
 
-Read = Literal["logits", "hidden", "attention", "embedding", "last", "queries", "keys", "values"]
+Read = Literal["logits", "predicted", "hidden", "attention", "embedding", "last", "queries", "keys", "values"]
 
 
 class Activations(NamedTuple):
@@ -24,6 +24,9 @@ class Activations(NamedTuple):
     logits [B, K, V] at the predicted positions; hidden: one [B, L, H] per layer; attention: one [B, A, L, L] per layer
     of probabilities; embedding [B, L, H] is the output of the embedding layer; last [B, L, H]: the states of the
     last layer at the model's own width; queries, keys and values: one [B, A, L, D] per layer.
+
+    In place of logits: predicted [B, K, H] are the states that the vocabulary head makes them of, and head [n, H] ->
+    [n, V] does so, which whoever holds the model adds.
     """
 
     logits: torch.Tensor | None = None
@@ -34,6 +37,8 @@ class Activations(NamedTuple):
     queries: tuple[torch.Tensor, ...] = ()
     keys: tuple[torch.Tensor, ...] = ()
     values: tuple[torch.Tensor, ...] = ()
+    predicted: torch.Tensor | None = None
+    head: Callable[[torch.Tensor], torch.Tensor] | None = None
 
 
 def forward(
@@ -46,21 +51,38 @@ def forward(
     """Run `model` on input_ids [B, L]; the vocabulary head only at `positions` [B, K]."""
     with attention_inputs(model, family, reads) as seen:
         outputs = model.base_model(input_ids=input_ids, **asked(reads))
-    logits = None
-    if "logits" in reads:
+    logits = predicted = None
+    if "logits" in reads or "predicted" in reads:
         states = outputs.last_hidden_state
         rows = torch.arange(states.shape[0], device=states.device)[:, None]
-        logits = states[rows, positions]
-        for path in family.head:
-            logits = model.get_submodule(path)(logits)
+        predicted = states[rows, positions]
+        logits = vocabulary_head(model, family, predicted) if "logits" in reads else None
     return Activations(
         logits=logits,
+        predicted=predicted if "predicted" in reads else None,
         hidden=tuple(outputs.hidden_states[1:]) if "hidden" in reads else (),
         attention=tuple(outputs.attentions) if "attention" in reads else (),
         embedding=outputs.hidden_states[0] if "embedding" in reads else None,
         last=outputs.last_hidden_state if "last" in reads else None,
-        **{read: tuple(parts) for read, parts in seen.items()},
+        queries=tuple(seen.get("queries", ())),
+        keys=tuple(seen.get("keys", ())),
+        values=tuple(seen.get("values", ())),
     )
+
+
+def vocabulary_head(model: PreTrainedModel, family: Family, states: torch.Tensor) -> torch.Tensor:
+    """Logits [..., V] of states [..., H] of the last layer."""
+    for path in family.head:
+        states = model.get_submodule(path)(states)
+    return states
+
+
+def headed(model: nn.Module, found: Activations) -> Activations:
+    """What a Student, a Teacher or the engine around one found, with its head where that is still to make logits."""
+    if found.predicted is None:
+        return found
+    inside: Any = getattr(model, "module", model)
+    return found._replace(head=inside.head)
 
 
 def asked(reads: Collection[Read]) -> dict[str, bool]:
@@ -123,6 +145,9 @@ class Teacher(nn.Module):
     def forward(self, *shown: torch.Tensor, reads: Collection[Read]) -> Activations:
         return self.run(self.model, self.family, *shown, reads=reads)
 
+    def head(self, states: torch.Tensor) -> torch.Tensor:
+        return vocabulary_head(self.model, self.family, states)
+
 
 class Student(nn.Module):
     """What is trained: a Hugging Face model, and the projections that lift its states to the teacher's width.
@@ -163,3 +188,7 @@ class Student(nn.Module):
         hidden = tuple(self.projections["hidden"](state) for state in own.hidden)
         embedding = None if own.embedding is None else self.projections["embedding"](own.embedding)
         return own._replace(hidden=hidden, embedding=embedding)
+
+    def head(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits [..., V] of states [..., H]."""
+        return vocabulary_head(self.model, self.family, states)

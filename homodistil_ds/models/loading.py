@@ -132,10 +132,10 @@ def check_tokenizer(
 ) -> None:
     """Every id the tokenizer can produce must have a row in the embedding, and few rows may be without a piece.
 
-    Raises HomodistilError; a vocabulary padded by less than 128 rows passes.
+    Raises HomodistilError; a vocabulary padded by 128 rows or a hundredth passes.
     """
     largest = max(tokenizer.get_vocab().values())
-    if largest >= vocabulary_size or vocabulary_size - largest > 128:
+    if largest >= vocabulary_size or vocabulary_size - largest > max(128, vocabulary_size // 100):
         raise HomodistilError(
             "DATA-TOKENIZER",
             f"{flag} {teacher}: the tokenizer has {largest + 1} pieces, the model's vocabulary {vocabulary_size}",

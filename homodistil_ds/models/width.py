@@ -72,11 +72,11 @@ class Family:
     `head_size` is "derived" where a plain folder computes it from the hidden size and "kept" where it is the teacher's;
     `divided`: its hidden size must be a multiple of its heads.
     `query` names the parameters that an export rescales when the head size changed (H5), `attention` the modules whose
-    `scaling` must stay the teacher's. `head` are the modules of the vocabulary head in the order they run,
-    `head_transform` is the path of its first matrix; `task_head` are the rows that take its place in a model that
-    classifies texts. `padded_positions`: positions count from the padding id on; `positions_before`: rows of the
-    position table that the configuration's size leaves out. `scaled_embedding` is the module whose output is multiplied by the
-    root of the hidden size, and `last_norm` the gain, of which 1 is taken off, that the vocabulary head reads through.
+    `scaling` must stay the teacher's. `scaled_embedding` is the module whose output is multiplied by the root of the
+    hidden size, `last_norm` the gain, less 1, through which the vocabulary head reads. `head` are the modules of that
+    head in the order they run, `head_transform` is the path of its first matrix; `task_head` are the rows that take its
+    place in a model that classifies texts. `padded_positions`: positions count from the padding id on;
+    `positions_before`: rows of the position table that the configuration's size leaves out.
     """
 
     model_type: str

@@ -58,11 +58,11 @@ def step_parts(
     Losses on attention maps add no matrix work: the maps are a by-product of the forward pass. The projections lift the
     student's own states, so their backward pass makes two products, as a layer's does.
     """
-    head_share = predicted_share * ("logits" in reads)
+    head_share = predicted_share * _speaks(reads)
     teacher = 0.0
     if teacher_reads is not None:
         its = teacher_plan or plan
-        teacher_share = predicted_share * ("logits" in teacher_reads)
+        teacher_share = predicted_share * _speaks(teacher_reads)
         teacher = body_flops(its, its.full, sequence_length) + teacher_share * head_flops(its, its.full)
     return {
         "teacher": FORWARD * teacher,
@@ -70,6 +70,11 @@ def step_parts(
         "head": FORWARD_AND_BACKWARD * head_share * head_flops(plan, student),
         "projections": FORWARD_AND_BACKWARD * projection_flops(plan, student, reads),
     }
+
+
+def _speaks(reads: Collection[str]) -> bool:
+    """Whether the vocabulary head runs, at once or in parts."""
+    return "logits" in reads or "predicted" in reads
 
 
 def body_flops(plan: WidthPlan, widths: Widths, sequence_length: int) -> float:

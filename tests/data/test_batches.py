@@ -8,7 +8,8 @@ import torch
 
 from homodistil_ds.data.batches import Batches
 from homodistil_ds.data.corpus import Corpus, Order
-from homodistil_ds.data.masking import Batch, Masking
+from homodistil_ds.data.masking import Masking
+from homodistil_ds.data.predicted import Batch
 
 TRAIN, HELD_OUT, LENGTH, GLOBAL = 20, 11, 18, 8
 SPLITS = [(world, micro) for world in (1, 2, 4) for micro in (1, 2, 4, 8) if world * micro <= GLOBAL]
@@ -27,7 +28,7 @@ CORPUS = corpus()
 def batches(rank: int, world_size: int, micro_batch: int, seed: int = 5) -> Batches:
     return Batches(
         corpus=CORPUS,
-        masking=Masking(mask_id=4, vocabulary_size=1000, special_ids=(0, 1, 2, 3, 4), probability=0.25),
+        prediction=Masking(mask_id=4, vocabulary_size=1000, special_ids=(0, 1, 2, 3, 4), probability=0.25),
         order=Order(TRAIN, seed),
         seed=seed,
         global_batch=GLOBAL,

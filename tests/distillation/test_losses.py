@@ -36,7 +36,12 @@ def activations(seed: int) -> Activations:
 
 
 def mapped(part: Activations, change: Callable[[torch.Tensor], torch.Tensor]) -> Activations:
-    return Activations(*(tuple(map(change, p)) if isinstance(p, tuple) else change(p) for p in part))
+    changed = {
+        name: tuple(map(change, own)) if isinstance(own, tuple) else change(own)
+        for name, own in part._asdict().items()
+        if own is not None
+    }
+    return Activations(**changed)
 
 
 LABELS = torch.randint(0, VOCABULARY, (ROWS, PREDICTED), generator=torch.Generator().manual_seed(9))
@@ -76,6 +81,28 @@ def kl(inputs: Inputs) -> float:
         pairs = zip(probabilities(shown, TAU), probabilities(own, TAU), strict=True)
         divergences.append(math.fsum(p * math.log(p / q) for p, q in pairs))
     return TAU**2 * mean(divergences)
+
+
+def kl_of(first: list[float], second: list[float]) -> float:
+    return math.fsum(p * math.log(p / q) for p, q in zip(first, second, strict=True))
+
+
+def softened(inputs: Inputs) -> list[tuple[list[float], list[float]]]:
+    """Of each predicted position what the student and the teacher expect."""
+    rows = zip(logits_of(inputs.student), logits_of(inputs.teacher), strict=True)
+    return [(list(probabilities(own, TAU)), list(probabilities(shown, TAU))) for own, shown in rows]
+
+
+def reverse_kl(inputs: Inputs) -> float:
+    return TAU**2 * mean([kl_of(own, shown) for own, shown in softened(inputs)])
+
+
+def jsd(inputs: Inputs) -> float:
+    found = []
+    for own, shown in softened(inputs):
+        middle = [(p + q) / 2 for p, q in zip(own, shown, strict=True)]
+        found.append((kl_of(own, middle) + kl_of(shown, middle)) / 2)
+    return TAU**2 * mean(found)
 
 
 def mean_square(own: torch.Tensor, shown: torch.Tensor) -> float:
@@ -183,6 +210,8 @@ def relation(inputs: Inputs) -> float:
 NAIVE: dict[str, Callable[[Inputs], float]] = {
     "mlm": mlm,
     "kl": kl,
+    "reverse_kl": reverse_kl,
+    "jsd": jsd,
     "hidden": hidden,
     "attention": attention,
     "embedding": embedding,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from homodistil_ds.data.masking import Batch
+from homodistil_ds.data.predicted import Batch
 from homodistil_ds.evaluation.heldout import Forward, evaluate
 from homodistil_ds.models.forward import Activations
 

@@ -183,9 +183,9 @@ def longer_than_a_teacher_whose_positions_start_later(inputs: Inputs) -> tuple[l
     return inputs.flags("--teacher", str(folder), "--sequence_length", "63"), ["sequence_length 63", "Use 62 or less"]
 
 
-def causal_teacher(inputs: Inputs) -> tuple[list[str], list[str]]:
+def decoder_of_a_longer_context(inputs: Inputs) -> tuple[list[str], list[str]]:
     folder = save_teacher("llama", WORDS, inputs.folder / "llama")
-    return inputs.flags("--teacher", str(folder)), ["causal language model (llama)", "roberta, distilbert, electra"]
+    return inputs.flags("--teacher", str(folder), "--sequence_length", "65"), ["knows 64 positions", "Use 64 or less"]
 
 
 def teacher_without_head(inputs: Inputs) -> tuple[list[str], list[str]]:
@@ -331,7 +331,7 @@ CASES: dict[Case, str] = {
     assistant_without_a_family: "CFG-RANGE",
     longer_than_the_teacher: "CFG-LENGTH",
     longer_than_a_teacher_whose_positions_start_later: "CFG-LENGTH",
-    causal_teacher: "CFG-FAMILY",
+    decoder_of_a_longer_context: "CFG-LENGTH",
     batch_that_does_not_divide: "CFG-BATCH",
     two_global_batches: "CFG-BATCH",
     missing_teacher: "DATA-TEACHER",

@@ -12,7 +12,7 @@ import torch
 from tiny import Tiny, start
 
 from homodistil_ds.data.batches import Batches
-from homodistil_ds.data.masking import Batch
+from homodistil_ds.data.predicted import Batch
 from homodistil_ds.runtime import ranks
 from homodistil_ds.runtime.monitor import Monitor
 from homodistil_ds.stage import Stage

@@ -158,7 +158,7 @@ def start() -> Tiny:
     corpus = prepare(*arguments)
     batches = Batches(
         corpus=corpus,
-        masking=masking_for(tokenizer, plan.fixed["vocab"], 0.15),
+        prediction=masking_for(tokenizer, plan.fixed["vocab"], 0.15),
         order=Order(len(corpus.train), 0),
         seed=0,
         global_batch=GLOBAL_BATCH,

@@ -1,0 +1,57 @@
+"""A micro batch of language modelling, and what a decoder predicts of a row: every next token.
+
+B batch, L length, K predicted positions per row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Batch:
+    input_ids: torch.Tensor
+    """int64 [B, L], as the models read them."""
+    positions: torch.Tensor
+    """int64 [B, K], ascending per row."""
+    labels: torch.Tensor
+    """int64 [B, K], what is to be predicted from `positions`."""
+
+    pairs = None  # nothing is mixed
+
+    @property
+    def shown(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the student reads, and the teacher too."""
+        return self.input_ids, self.positions
+
+    taught = shown
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(self.input_ids.to(device), self.positions.to(device), self.labels.to(device))
+
+
+class Prediction(Protocol):
+    """What is predicted of rows of tokens."""
+
+    def batch(self, tokens: np.ndarray, indices: np.ndarray, seed: int) -> Batch:
+        """Of rows `tokens` [B, L] whose global sample indices are `indices` [B]."""
+
+    def share(self, length: int) -> float:
+        """Of the tokens of a row, that which is predicted."""
+
+
+@dataclass(frozen=True)
+class NextTokens:
+    """Every token but a row's first, from those before it, over the ends of documents too."""
+
+    def batch(self, tokens: np.ndarray, indices: np.ndarray, seed: int) -> Batch:
+        ids = torch.from_numpy(tokens.astype(np.int64))
+        positions = torch.arange(ids.shape[1] - 1).expand(len(ids), -1)
+        return Batch(ids, positions, ids[:, 1:])
+
+    def share(self, length: int) -> float:
+        return (length - 1) / length
