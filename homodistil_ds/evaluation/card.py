@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from homodistil_ds.evaluation.report import Report, duration_text
+from homodistil_ds.evaluation.report import LOADERS, Report, duration_text
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -27,10 +27,10 @@ def model_card(*, base_model: str, license: str | None, corpus: Sequence[str], c
         source, share, loss = f"Trained without a teacher, with the method `{report.method}` of homodistil_ds.", "", ""
     results = [
         f"- Parameters: {student.parameters:,}{share}; {student.parameters_without_embeddings:,} without embeddings",
-        f"- Held-out masked-language-model loss: {student.heldout_loss:.4f} nats{loss}",
+        f"- Held-out {report.language_model}-language-model loss: {student.heldout_loss:.4f} nats{loss}",
     ]
     if teacher:
-        results.append(f"- KL from the teacher at masked positions: {student.discrepancy_kl:.4f} nats")
+        results.append(f"- KL from the teacher at the predicted positions: {student.discrepancy_kl:.4f} nats")
     widths = [
         "| width | student | teacher |" if teacher else "| width | student |",
         "|:--|--:|" + "--:|" * bool(teacher),
@@ -39,11 +39,11 @@ def model_card(*, base_model: str, license: str | None, corpus: Sequence[str], c
         before = f" {teacher.widths.get(name, 0):,} |" if teacher else ""
         widths.append(f"| {name} | {size:,} |{before}")
     parts = [
-        _front_matter(base_model if teacher else None, license),
+        _front_matter(base_model if teacher else None, license, PIPELINES[report.language_model]),
         f"# {report.name}",
         f"{source} It is a plain `transformers` model; loading it needs no other package.",
         "## Load",
-        _SNIPPET,
+        _SNIPPET.format(loader=LOADERS[report.language_model]),
         "## Results",
         "\n".join(results),
         "\n".join(widths),
@@ -62,17 +62,20 @@ def model_card(*, base_model: str, license: str | None, corpus: Sequence[str], c
 
 
 _SNIPPET = """```python
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import {loader}, AutoTokenizer
 
 folder = "."  # this folder, or its hub name
-model = AutoModelForMaskedLM.from_pretrained(folder)
+model = {loader}.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 ```"""
 
 
-def _front_matter(teacher: str | None, license: str | None) -> str:
+PIPELINES = {"masked": "fill-mask", "causal": "text-generation"}
+
+
+def _front_matter(teacher: str | None, license: str | None, pipeline: str) -> str:
     # A JSON string is a YAML string, which spares a YAML writer.
-    lines = ["---", "library_name: transformers", "pipeline_tag: fill-mask"]
+    lines = ["---", "library_name: transformers", f"pipeline_tag: {pipeline}"]
     if license:
         lines.append(f"license: {json.dumps(license)}")
     if teacher and is_hub_name(teacher):

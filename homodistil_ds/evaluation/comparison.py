@@ -159,14 +159,11 @@ def differences(runs: Sequence[Finished]) -> Block:
 
 
 def _loading(runs: Sequence[Finished]) -> str:
-    classes = {run.label: f"AutoModelFor{_HEADS[type(run)]}" for run in runs}
+    classes = {run.label: run.loader for run in runs}
     lines = [f"from transformers import {', '.join(sorted(set(classes.values())))}, AutoTokenizer", ""]
     for run in runs:
         lines.append(f"model = {classes[run.label]}.from_pretrained({json.dumps(str(run.saved))})")
     return "\n".join([*lines, "# AutoTokenizer.from_pretrained takes the same folder"])
-
-
-_HEADS: dict[type[Finished], str] = {LanguageRun: "MaskedLM", TaskRun: "SequenceClassification"}
 
 
 def _table(columns: Sequence[Column[Row]], rows: Sequence[Row], names: int) -> Table:

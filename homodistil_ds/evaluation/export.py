@@ -23,7 +23,7 @@ from homodistil_ds.models.loading import save_folder
 from homodistil_ds.models.pieces import header
 from homodistil_ds.runtime.checkpoint import sync
 
-ENDINGS = ("ForMaskedLM", "ForSequenceClassification")
+ENDINGS = tuple(plain.CLASSES)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 NOTHING_LEFT = "Nothing was left in the output folder; the source is unchanged."
 
@@ -57,7 +57,7 @@ def student_of(run: Path) -> Source:
     """The student of a finished run directory, or a model folder itself.
 
     Raises HomodistilError for a run without a finished student, for pickles, for damaged or missing weights and for
-    a model that is neither a masked language model nor a sequence classifier.
+    a model that is neither a language model nor a sequence classifier.
     """
     folder = _student_folder(run)
     _check_weights(folder)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from homodistil_ds.errors import HomodistilError
-from homodistil_ds.evaluation.report import ModelRow
+from homodistil_ds.evaluation.report import LOADERS, ModelRow
 from homodistil_ds.models.loading import folder_of
 
 # Methods with a teacher; the configuration names one for every method.
@@ -47,6 +47,8 @@ class Finished:
     """Of run_config.json: dotted name -> value, as JSON if it is no text. Empty if the run has none."""
     family: list[FamilyMember]
     """The largest first; empty for a run with one student."""
+    loader: str
+    """The class of transformers that loads its student."""
     saved: Path | None
     """The folder of its student, None if that is not there: benchmarks remove theirs."""
 
@@ -135,6 +137,7 @@ def _language_run(folder: Path, report: Mapping[str, Any]) -> LanguageRun:
         tokens=_optional(report, "tokens", _whole),
         train_flops=_optional(report, "train_flops", _number),
         wall_seconds=_optional(report, "wall_seconds", _number),
+        loader=LOADERS[report.get("language_model", "masked")],
     )
 
 
@@ -145,6 +148,7 @@ def _task_run(folder: Path, report: Mapping[str, Any]) -> TaskRun:
         metrics={_text(split): _numbers(values) for split, values in report["metrics"].items()},
         primary=_optional(report, "primary", _number),
         train_examples=_optional(report, "train_examples", _whole),
+        loader="AutoModelForSequenceClassification",
     )
 
 

@@ -16,8 +16,21 @@ import time
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 
+# How the name of an architecture ends -> the class that loads it.
+CLASSES = {
+    "ForSequenceClassification": AutoModelForSequenceClassification,
+    "ForMaskedLM": AutoModelForMaskedLM,
+    "ForCausalLM": AutoModelForCausalLM,
+    "LMHeadModel": AutoModelForCausalLM,
+}
 LATENCY_LENGTH = 128
 LATENCY_ROUNDS = {1: 21, 32: 5}  # batch size -> rounds that count
 
@@ -42,8 +55,9 @@ def load(folder: str) -> PreTrainedModel:
 
 def auto_class(config: Any) -> Any:
     """The auto class that a configuration's architecture belongs to."""
-    classifies = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
-    return AutoModelForSequenceClassification if classifies else AutoModelForMaskedLM
+    named = config.architectures or ()
+    known = (loader for end, loader in CLASSES.items() if any(name.endswith(end) for name in named))
+    return next(known, AutoModelForMaskedLM)
 
 
 def positions(model: PreTrainedModel) -> int:

@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from homodistil_ds.data.parts import written_whole
 
 NONE = "-"  # a cell without a value
+# Kind of language model -> the class that loads it.
+LOADERS = {"masked": "AutoModelForMaskedLM", "causal": "AutoModelForCausalLM"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +31,9 @@ class ModelRow:
     file_bytes: int
     """Size of the weights as saved."""
     heldout_loss: float
-    """Masked-language-model loss on the held-out sequences, nats per predicted token."""
+    """Cross entropy on the held-out sequences, nats per predicted token."""
     discrepancy_kl: float | None
-    """KL from the teacher's to this model's predictions at the masked held-out positions, nats."""
+    """KL from the teacher's to this model's predictions at the predicted held-out positions, nats."""
     tokens_per_second: float | None
     """CPU inference; None for a teacher that was never whole on a rank."""
 
@@ -86,6 +88,8 @@ class Report:
     versions: dict[str, str]
     history: list[dict[str, float]]
     """One entry per log line and per held-out evaluation, in order."""
+    language_model: str = "masked"
+    """masked or causal."""
     family: list[MemberRow] = field(default_factory=list)
     """The students that the run left behind, the last one among them; empty if that is the only one."""
 
@@ -169,6 +173,8 @@ def _rows(report: Report) -> list[tuple[str, str, str, str]]:
         add(name, lambda m, name=name: m.widths.get(name), "{:,}".format)  # type: ignore[misc]
     add("weights file (MiB)", lambda m: m.file_bytes / 2**20 or None, "{:.2f}".format)
     add("held-out loss (nats)", lambda m: m.heldout_loss, "{:.4f}".format)
+    if report.language_model == "causal":
+        add("perplexity", lambda m: math.exp(min(m.heldout_loss, 700)), "{:,.2f}".format)
     add("discrepancy KL (nats)", lambda m: m.discrepancy_kl, "{:.4f}".format)
     add("CPU inference (tokens/s; ratio = speed-up)", lambda m: m.tokens_per_second, "{:,.0f}".format)
     return rows
@@ -193,7 +199,8 @@ def _markdown(report: Report, run_dir: Path, figures: list[str]) -> str:
         "versions": ", ".join(f"{name} {version}" for name, version in report.versions.items()),
     }
     pictures = "\n\n".join(f"![{name.replace('_', ' ')}](figures/{name}.png)" for name in figures)
-    load = f'AutoModelForMaskedLM.from_pretrained("{(run_dir / "student").as_posix()}")'
+    loader = LOADERS[report.language_model]
+    load = f'{loader}.from_pretrained("{(run_dir / "student").as_posix()}")'
     parts = [
         f"# {report.name}",
         "## Before and after",
@@ -203,7 +210,7 @@ def _markdown(report: Report, run_dir: Path, figures: list[str]) -> str:
         "## Facts",
         "\n".join(f"- {name}: {value}" for name, value in facts.items()),
         "## Load the student",
-        f"`{load}`, with `AutoModelForMaskedLM` from `transformers`.",
+        f"`{load}`, with `{loader}` from `transformers`.",
     ]
     return "\n\n".join(parts) + "\n"
 

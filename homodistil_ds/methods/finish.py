@@ -104,6 +104,7 @@ def build_report(
         prune_events=stage.pruner.events if stage.pruner else [],
         versions=versions(),
         history=stage.history,
+        language_model=setting.plan.family.language_model,
     )
 
 

@@ -1,4 +1,7 @@
-"""Runs of the method one after another in one process group, new or from a checkpoint; only their end is replaced."""
+"""Runs of the method one after another in one process group, new or from a checkpoint; only their end is replaced.
+
+A case may lower the number of logits that are made at once.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from homodistil_ds.config import RunConfig, from_dict
+from homodistil_ds.distillation import vocabulary
 from homodistil_ds.machine import Machine
 from homodistil_ds.methods import homodistil
 from homodistil_ds.methods.setting import Setting
@@ -35,7 +39,9 @@ def main() -> None:
     homodistil.finish = note_the_end
     engine.prepare_op_folder()
     ranks.start()
+    most_entries = vocabulary.MOST_ENTRIES
     for name, case in settings["cases"].items():
+        vocabulary.MOST_ENTRIES = case.get("most_entries", most_entries)
         machine = out / f"{name}.json"
         if ranks.rank() == 0:
             machine.write_text(json.dumps(case["machine"]), encoding="utf-8")
