@@ -20,6 +20,12 @@ SIZES = {
     # Where a family has them: two query heads per group, a head size that is not hidden / heads.
     **{"embedding": 32, "key_value_heads": 2, "head_size": 6},
 }
+RELATIVE = {
+    "relative_attention": True,
+    "pos_att_type": ["c2p", "p2c"],
+    "position_biased_input": False,
+    "position_buckets": 8,
+}
 # Every family, and what changes its table. Name -> (model type, configuration fields).
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in FAMILIES},
@@ -27,6 +33,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-tied": ("llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
     "qwen3-biased": ("qwen3", {"tie_word_embeddings": True, "attention_bias": True}),
     "gemma-untied": ("gemma", {"tie_word_embeddings": False}),
+    "deberta-v2-relative": ("deberta-v2", RELATIVE | {"share_att_key": True, "norm_rel_ebd": "layer_norm"}),
+    "deberta-v2-own-matrices": ("deberta-v2", RELATIVE),
     "opt-unbiased": ("opt", {"enable_bias": False}),
 }
 MASKED = [name for name, (family, _) in VARIANTS.items() if FAMILIES[family].language_model == "masked"]

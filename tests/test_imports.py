@@ -14,7 +14,7 @@ PACKAGE = Path(homodistil_ds.__file__).parent
 ROOT = PACKAGE.name
 FACTS = (
     *("errors", "config", "task_config", "machine", "presets", "models.width", "models.families"),
-    *(f"models.{name}" for name in FAMILIES),
+    *(f"models.{name.replace('-', '_')}" for name in FAMILIES),
     *("pruning.schedule", "pruning.family", "pruning.cost", "pruning.milestones", "pruning.criteria"),
 )
 FLOOR_OF_FOLDER = {"runtime": 1, "models": 2, "pruning": 2, "distillation": 2, "data": 2, "evaluation": 2, "methods": 4}

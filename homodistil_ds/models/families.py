@@ -8,6 +8,7 @@ from typing import Any
 
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.models.bert import BERT
+from homodistil_ds.models.deberta_v2 import DEBERTA_V2
 from homodistil_ds.models.distilbert import DISTILBERT
 from homodistil_ds.models.electra import ELECTRA
 from homodistil_ds.models.gemma import GEMMA
@@ -19,7 +20,7 @@ from homodistil_ds.models.qwen3 import QWEN3
 from homodistil_ds.models.roberta import ROBERTA
 from homodistil_ds.models.width import Axis, Family, Row, WidthPlan, Widths
 
-MASKED = (BERT, ROBERTA, DISTILBERT, ELECTRA)
+MASKED = (BERT, ROBERTA, DISTILBERT, ELECTRA, DEBERTA_V2)
 CAUSAL = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, OPT)
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (*MASKED, *CAUSAL)}
 
@@ -40,7 +41,8 @@ def plan_for(config: Any) -> WidthPlan:
     head_size = sizes.get("head_size") or sizes["hidden"] // heads
     rows = _rows_of(family, config, merged)
     sizes |= {"head_size": head_size, "position": sizes["position"] + family.positions_before}
-    fixed = ("vocab", "position", "type", "head_size", *family.merges)
+    sizes |= {axis: size(config) for axis, size in family.computed.items()}
+    fixed = ("vocab", "position", "type", "head_size", *family.merges, *family.computed)
     return WidthPlan(
         family=replace(family, rows=rows),
         full=Widths(hidden=sizes["hidden"], ffn=sizes["ffn"], heads=heads, head_size=head_size),
@@ -95,13 +97,15 @@ def target_widths(plan: WidthPlan, hidden: int | None, ffn: int | None, heads: i
 def legal_shapes(plan: WidthPlan) -> set[tuple[int, int]]:
     """Every (hidden size, heads) that a plain folder of this family holds and that can be cut from this teacher."""
     full = plan.full
-    if not plan.family.divided:
-        heads = range(plan.queries_per_group, full.heads + 1, plan.queries_per_group)
-        return {(hidden, own) for hidden in range(1, full.hidden + 1) for own in heads}
+    some = range(plan.queries_per_group, full.heads + 1, plan.queries_per_group)
+    if plan.family.hidden == "free":
+        return {(hidden, heads) for hidden in range(1, full.hidden + 1) for heads in some}
+    if plan.family.hidden == "exact":
+        return {(heads * full.head_size, heads) for heads in some}
     largest = full.hidden if plan.family.head_size == "kept" else full.head_size
     return {
         (heads * factor, heads)
-        for heads in range(plan.queries_per_group, full.heads + 1, plan.queries_per_group)
+        for heads in some
         for factor in range(1, largest + 1)
         if heads * factor <= full.hidden and heads * factor not in _apart(plan)
     }
@@ -117,9 +121,11 @@ def _rule(plan: WidthPlan) -> str:
     rule = f"its heads have hidden_size / num_attention_heads entries each, at most the teacher's {plan.full.head_size}"
     if plan.family.head_size == "kept":
         grouped = f"a multiple of {plan.queries_per_group}, the query heads of one key and value head"
-        rule = f"its hidden_size is a multiple of num_attention_heads, and those are {grouped}"
-        if not plan.family.divided:
-            rule = f"its num_attention_heads are {grouped}"
+        rule = {
+            "free": f"its num_attention_heads are {grouped}",
+            "multiple": f"its hidden_size is a multiple of num_attention_heads, and those are {grouped}",
+            "exact": f"its hidden_size is {plan.full.head_size} times its num_attention_heads",
+        }[plan.family.hidden]
     return "; ".join([rule, *(f"its hidden_size is not its embedding size {size}" for size in _apart(plan))])
 
 

@@ -11,7 +11,7 @@ GEMMA = Family(
     attention="self_attn",
     head=("lm_head",),
     head_size="kept",
-    divided=False,
+    hidden="free",
     scaled_embedding="model.embed_tokens",
     last_norm="model.norm.weight",
 )

@@ -11,5 +11,5 @@ QWEN2 = Family(
     attention="self_attn",
     head=("lm_head",),
     head_size="kept",
-    divided=False,
+    hidden="free",
 )

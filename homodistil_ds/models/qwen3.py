@@ -17,5 +17,5 @@ QWEN3 = Family(
     attention="self_attn",
     head=("lm_head",),
     head_size="kept",
-    divided=False,
+    hidden="free",
 )

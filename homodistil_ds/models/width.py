@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 # `queries` and `keys` are those of grouped heads: several query heads around one head of keys and values.
 Axis = (
-    Literal["vocab", "position", "type", "embedding", "head_size", "teacher", "classes"]
+    Literal["vocab", "position", "relative", "type", "embedding", "head_size", "teacher", "classes"]
     | Literal["hidden", "ffn", "qk", "vo", "queries", "keys"]
 )
 LanguageModel = Literal["masked", "causal"]
@@ -70,25 +70,28 @@ class Family:
     `fields` maps an axis, and heads, layers, head_size and key_value_heads where they have one, to the configuration
     field with its size. An axis in `merges` runs along the neurons of another in models where both have one size.
     `head_size` is "derived" where a plain folder computes it from the hidden size and "kept" where it is the teacher's;
-    `divided`: its hidden size must be a multiple of its heads.
+    `hidden` says what a hidden size must then be: anything, a multiple of the heads, or just what the heads hold.
+    `computed` gives the size of an axis that no field names.
     `query` names the parameters that an export rescales when the head size changed (H5), `attention` the modules whose
-    `scaling` must stay the teacher's. `scaled_embedding` is the module whose output is multiplied by the root of the
-    hidden size, `last_norm` the gain, less 1, through which the vocabulary head reads. `head` are the modules of that
-    head in the order they run, `head_transform` is the path of its first matrix; `task_head` are the rows that take its
-    place in a model that classifies texts. `padded_positions`: positions count from the padding id on;
-    `positions_before`: rows of the position table that the configuration's size leaves out.
+    `scaling` must stay the teacher's, None where heads keep their size and no module has it. `scaled_embedding` is the
+    module whose output is multiplied by the root of the hidden size, `last_norm` the gain, less 1, through which the
+    vocabulary head reads. `head` are the modules of that head in the order they run, `head_transform` is the path of
+    its first matrix; `task_head` are the rows that take its place in a model that classifies texts. `padded_positions`:
+    positions count from the padding id on; `positions_before`: rows of the position table that the configuration's size
+    leaves out.
     """
 
     model_type: str
     language_model: LanguageModel
     rows: tuple[Row, ...]
     fields: Mapping[str, str]
-    attention: str
+    attention: str | None
     head: tuple[str, ...]
     head_transform: str | None = None
     task_head: tuple[Row, ...] = ()
     head_size: Literal["derived", "kept"] = "derived"
-    divided: bool = True
+    hidden: Literal["free", "multiple", "exact"] = "multiple"
+    computed: Mapping[Axis, Callable[[Any], int]] = field(default_factory=dict)
     query: tuple[str, ...] = ()
     merges: Mapping[Axis, Axis] = field(default_factory=dict)
     padded_positions: bool = False
@@ -97,10 +100,10 @@ class Family:
     last_norm: str | None = None
 
     def attention_inputs(self) -> dict[str, str]:
-        """queries, keys, values -> how the name of that matrix ends in every layer; tables have them in this order."""
+        """queries, keys, values -> how the name of that matrix ends in every layer: a table's first, in this order."""
         matrices = (row for row in self.rows if row.axes[1:] == ("hidden",) and row.axes[0] in INTO_HEADS)
         ends = (row.pattern.rpartition("{layer}")[2] for row in matrices)
-        return dict(zip(("queries", "keys", "values"), ends, strict=True))
+        return dict(zip(("queries", "keys", "values"), ends, strict=False))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -122,9 +122,10 @@ def _fold_embedding_scale(small: PreTrainedModel, family: Family, factor: float)
 def set_scales(model: PreTrainedModel, plan: WidthPlan, widths: Widths) -> None:
     """Make every attention layer divide its scores by the root of these widths' head size, and an embedding that is
     scaled by the root of the hidden size scale by theirs."""
-    for name, module in model.named_modules():
-        if name.endswith(plan.family.attention):
-            module.scaling = widths.head_size**-0.5
+    if plan.family.attention is not None:
+        for name, module in model.named_modules():
+            if name.endswith(plan.family.attention):
+                module.scaling = widths.head_size**-0.5
     if plan.family.scaled_embedding is not None:
         embedding: Any = model.get_submodule(plan.family.scaled_embedding)
         embedding.scalar_embed_scale = widths.hidden**0.5

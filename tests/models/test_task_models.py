@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from family_models import MASKED, SIZES, save_teacher, tiny_config, tokenizer_for
+from family_models import MASKED, SIZES, VARIANTS, save_teacher, tiny_config, tokenizer_for
 from tiny_run import WORDS
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
@@ -47,7 +47,7 @@ def text(model: PreTrainedModel, seed: int) -> tuple[torch.Tensor, torch.Tensor,
 
 
 def family(variant: str) -> object:
-    return FAMILIES[variant.split("-")[0]]
+    return FAMILIES[VARIANTS[variant][0]]
 
 
 def logits(model: PreTrainedModel, variant: str, *shown: torch.Tensor | None) -> torch.Tensor:
