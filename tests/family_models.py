@@ -12,7 +12,8 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoConfig, BertTokenizerFast, PreTrainedModel, PreTrainedTokenizerBase, RobertaTokenizerFast
 
 from homodistil_ds.models.families import FAMILIES, legal_shapes, target_widths
-from homodistil_ds.models.loading import AUTO_CLASSES
+from homodistil_ds.models.fused import put_together, taken_apart
+from homodistil_ds.models.pieces import AUTO_CLASSES
 from homodistil_ds.models.width import WidthPlan, Widths
 
 SIZES = {
@@ -29,6 +30,8 @@ RELATIVE = {
 # Every family, and what changes its table. Name -> (model type, configuration fields).
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in FAMILIES},
+    "modernbert-biased": ("modernbert", {"attention_bias": True, "mlp_bias": True, "norm_bias": True}),
+    "gpt2-untied": ("gpt2", {"tie_word_embeddings": False}),
     "electra-narrow": ("electra", {"embedding_size": 12}),
     "llama-tied": ("llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
     "qwen3-biased": ("qwen3", {"tie_word_embeddings": True, "attention_bias": True}),
@@ -45,15 +48,16 @@ ROBERTA_SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 def tiny_config(variant: str, sizes: Mapping[str, int] = SIZES) -> Any:
     name, changes = VARIANTS[variant]
     fields = {field: sizes[axis] for axis, field in FAMILIES[name].fields.items()}
-    return AutoConfig.for_model(name, **(fields | changes))
+    special = {"pad_token_id": 0} if name == "modernbert" else {}  # its own is far behind a tiny vocabulary
+    return AutoConfig.for_model(name, **(fields | special | changes))
 
 
 def tiny_model(variant: str, sizes: Mapping[str, int] = SIZES) -> PreTrainedModel:
     """In eval mode, with random weights large enough to matter."""
     torch.manual_seed(0)
-    model = AUTO_CLASSES[FAMILIES[VARIANTS[variant][0]].language_model].from_config(
-        tiny_config(variant, sizes), attn_implementation="eager"
-    )
+    family = FAMILIES[VARIANTS[variant][0]]
+    config = tiny_config(variant, sizes)
+    model = taken_apart(AUTO_CLASSES[family.language_model].from_config(config, attn_implementation="eager"), family)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -75,7 +79,8 @@ def tokenizer_for(variant: str, words: list[str]) -> PreTrainedTokenizerBase:
 def save_teacher(variant: str, words: list[str], folder: Path) -> Path:
     """A folder of a tiny model with a tokenizer of its vocabulary."""
     tokenizer = tokenizer_for(variant, words)
-    tiny_model(variant, SIZES | {"vocab": len(tokenizer)}).save_pretrained(folder)
+    model = tiny_model(variant, SIZES | {"vocab": len(tokenizer)})
+    put_together(model, FAMILIES[VARIANTS[variant][0]]).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

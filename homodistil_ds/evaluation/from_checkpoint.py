@@ -49,7 +49,7 @@ def student_at(run: Path, asked: str) -> Source:
     layers = layer_map(whole.layers, began["student"].get("num_hidden_layers"), "uniform")
     return Source(
         name=f"{run.name}, step {found.step}",
-        model=_student(found, shallower(whole, layers), outline_of(outline(config), whole, layers)),
+        model=_student(found, shallower(whole, layers), outline_of(outline(config, whole.family), whole, layers)),
         tokenizer=tokenizer,
         stored=stored_dtype(teacher, began["student"]["dtype"]),
         card=_card(run, found),

@@ -108,7 +108,7 @@ def prepare_setting(
     schedule = ranks.together(lambda: schedule_of(config, plan, members))
     ranks.together(lambda: check_length(config, plan))
     layers = ranks.together(lambda: layer_map(plan.layers, student.num_hidden_layers, student.layers))
-    student_plan = shallower(plan, layers)
+    student_plan = ranks.together(lambda: shallower(plan, layers))
     pruned = student.init == "teacher" and target != plan.full
     ranks.together(lambda: check_losses(config.loss, target, plan.full, pruned))
     placed, reason = _choose_placement(config, machine.teacher_placement, first, plan, student_plan, target)

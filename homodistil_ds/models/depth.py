@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from homodistil_ds.errors import HomodistilError
+from homodistil_ds.models.fused import taken_apart
 from homodistil_ds.models.pieces import Read
 from homodistil_ds.models.width import WidthPlan
 
@@ -35,7 +36,16 @@ def layer_map(teacher: int, student: int | None, which: str) -> tuple[int, ...]:
 
 
 def shallower(plan: WidthPlan, layers: tuple[int, ...]) -> WidthPlan:
-    """The table of a model with only these layers of `plan`'s."""
+    """The table of a model with only these layers of `plan`'s.
+
+    Raises HomodistilError where a layer would take the place of one that is not like it.
+    """
+    if not plan.family.layers_alike and layers != tuple(range(len(layers))):
+        raise HomodistilError(
+            "CFG-DEPTH",
+            f"a {plan.family.model_type} of the layers {', '.join(map(str, layers))}: its layers are not alike",
+            "Use --student.layers first, or leave --student.num_hidden_layers out.",
+        )
     return replace(plan, layers=len(layers))
 
 
@@ -44,7 +54,8 @@ def outline_of(model: PreTrainedModel, plan: WidthPlan, layers: tuple[int, ...])
     config = copy.deepcopy(model.config)
     setattr(config, plan.family.fields["layers"], len(layers))
     with torch.device("meta"):
-        return type(model)._from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
+        shallow = type(model)._from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
+        return taken_apart(shallow, plan.family)
 
 
 def from_layers(read: Read, plan: WidthPlan, layers: tuple[int, ...]) -> Read:

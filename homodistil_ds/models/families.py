@@ -12,16 +12,18 @@ from homodistil_ds.models.deberta_v2 import DEBERTA_V2
 from homodistil_ds.models.distilbert import DISTILBERT
 from homodistil_ds.models.electra import ELECTRA
 from homodistil_ds.models.gemma import GEMMA
+from homodistil_ds.models.gpt2 import GPT2
 from homodistil_ds.models.llama import LLAMA
 from homodistil_ds.models.mistral import MISTRAL
+from homodistil_ds.models.modernbert import MODERNBERT
 from homodistil_ds.models.opt import OPT
 from homodistil_ds.models.qwen2 import QWEN2
 from homodistil_ds.models.qwen3 import QWEN3
 from homodistil_ds.models.roberta import ROBERTA
 from homodistil_ds.models.width import Axis, Family, Row, WidthPlan, Widths
 
-MASKED = (BERT, ROBERTA, DISTILBERT, ELECTRA, DEBERTA_V2)
-CAUSAL = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, OPT)
+MASKED = (BERT, ROBERTA, DISTILBERT, ELECTRA, DEBERTA_V2, MODERNBERT)
+CAUSAL = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, OPT, GPT2)
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (*MASKED, *CAUSAL)}
 
 

@@ -6,15 +6,12 @@ import copy
 import json
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -25,10 +22,10 @@ from homodistil_ds.config import BUILTIN
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.models import norms
 from homodistil_ds.models.families import FAMILIES, plan_for
-from homodistil_ds.models.pieces import MEND, Read, check_pieces, header, open_pieces, outline, reader
+from homodistil_ds.models.fused import put_together, taken_apart
+from homodistil_ds.models.pieces import AUTO_CLASSES, MEND, Read, check_pieces, header, open_pieces, outline, reader
 from homodistil_ds.models.width import LanguageModel, WidthPlan, Widths
 
-AUTO_CLASSES: dict[LanguageModel, Any] = {"masked": AutoModelForMaskedLM, "causal": AutoModelForCausalLM}
 DROPPED = {"attention_dropout": 1, "activation_dropout": 1, "dropout": 1, "layerdrop": 0}  # times the share
 BUILTIN_TEACHER = Path(__file__).resolve().parent.parent / "assets" / "teacher"
 
@@ -67,6 +64,7 @@ def load_teacher(
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise unloadable(teacher, error, flag) from error
+    taken_apart(model, plan.family)
     if _missing_head(teacher, flag, plan, set(info["missing_keys"]), head_may_be_missing, model):
         start_head_as_identity(model, plan)
     check_tokenizer(tokenizer, config.vocab_size, teacher, flag)
@@ -108,8 +106,14 @@ def load_outline(
     try:
         config = AutoConfig.from_pretrained(source)
         plan = plan_for(config)
+        if plan.family.fused:
+            raise HomodistilError(
+                "CFG-PLACEMENT",
+                f"--teacher {teacher}: the matrices of a {plan.family.model_type} are fused, and not read in pieces",
+                "Use --teacher_placement replicated.",
+            )
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model, pieces = outline(config), open_pieces(source)
+        model, pieces = outline(config, plan.family), open_pieces(source)
     except (OSError, ValueError, RuntimeError) as error:
         raise unloadable(teacher, error) from error
     missing = check_pieces(source, model, pieces, lambda name: plan.find(name) is not None)
@@ -218,8 +222,9 @@ def start_head_as_identity(model: PreTrainedModel, plan: WidthPlan) -> None:
     transform = model.get_submodule(plan.family.head_transform)
     assert isinstance(transform, nn.Linear)
     nn.init.eye_(transform.weight)
-    nn.init.zeros_(transform.bias)
-    nn.init.zeros_(model.get_output_embeddings().bias)
+    for bias in (transform.bias, model.get_output_embeddings().bias):
+        if bias is not None:
+            nn.init.zeros_(bias)
 
 
 def _with_identity_head(read: Read, head: set[str], plan: WidthPlan) -> Read:
@@ -278,6 +283,7 @@ def empty_model(
     with nullcontext() if random else no_init_weights():
         model = type(teacher)._from_config(config, attn_implementation="eager", dtype=torch.float32)
     model.tie_weights()  # part of the initialisation that was left out
+    taken_apart(model, plan.family)
     return without_dropout(model).train()
 
 
@@ -286,7 +292,8 @@ def save_folder(
 ) -> None:
     """Write a plain Hugging Face folder: config, safetensors in `dtype`, tokenizer, and pruning.json if given."""
     folder.mkdir(parents=True, exist_ok=True)
-    nn.Module.to(copy.deepcopy(model), dtype).save_pretrained(folder)
+    plain = put_together(model, plan_for(model.config).family)
+    nn.Module.to(copy.deepcopy(plain), dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if pruning is not None:
         (folder / "pruning.json").write_text(json.dumps(pruning) + "\n", encoding="utf-8")

@@ -8,14 +8,19 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForMaskedLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from homodistil_ds.errors import HomodistilError
+from homodistil_ds.models.families import plan_for
+from homodistil_ds.models.fused import taken_apart
+from homodistil_ds.models.width import Family, LanguageModel
 
+AUTO_CLASSES: dict[LanguageModel, Any] = {"masked": AutoModelForMaskedLM, "causal": AutoModelForCausalLM}
 LENGTH_BYTES = 8  # a safetensors file: length of the header, header in JSON, tensors
 DTYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool},
@@ -132,10 +137,12 @@ def reader_of(model: PreTrainedModel) -> Read:
     return lambda name, start, count: tensors[name].detach().view(-1)[start : start + count]
 
 
-def outline(config: object) -> PreTrainedModel:
+def outline(config: object, family: Family) -> PreTrainedModel:
     """The model of a configuration with names and shapes alone: its tensors are on the meta device."""
+    loader = AUTO_CLASSES[family.language_model]
     with torch.device("meta"):
-        return AutoModelForMaskedLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
+        model = loader.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
+        return taken_apart(model, family)
 
 
 def unfilled(model: PreTrainedModel) -> PreTrainedModel:
@@ -143,7 +150,7 @@ def unfilled(model: PreTrainedModel) -> PreTrainedModel:
     with no_init_weights():
         built = type(model)._from_config(copy.deepcopy(model.config), dtype=torch.float32)
     built.tie_weights()
-    return built.eval()
+    return taken_apart(built, plan_for(built.config).family).eval()
 
 
 def check_pieces(

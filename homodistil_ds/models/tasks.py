@@ -23,6 +23,7 @@ from homodistil_ds.distillation.mixup import mix
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.models.families import plan_for
 from homodistil_ds.models.forward import Activations, Read, asked
+from homodistil_ds.models.fused import taken_apart
 from homodistil_ds.models.loading import check_files, check_tokenizer, folder_of, unloadable
 from homodistil_ds.models.width import Family, WidthPlan
 
@@ -73,14 +74,15 @@ def load_classifier(
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise unloadable(source, error, flag) from error
     check_tokenizer(tokenizer, config.vocab_size, source, flag)
-    return model, tokenizer
+    return taken_apart(model, plan_for(config).family), tokenizer
 
 
 def task_plan(config: PretrainedConfig) -> WidthPlan:
     """The width plan of a model with a head for a task. Raises HomodistilError for a family that learns none here."""
     plan = plan_for(config)
     body = tuple(row for row in plan.family.rows if row.part != "head")
-    family = replace(plan.family, rows=(*body, *plan.family.task_head))
+    head = tuple(row for row in plan.family.task_head if row.when is None or row.when(config))
+    family = replace(plan.family, rows=(*body, *head))
     return replace(plan, family=family, fixed={**plan.fixed, "classes": int(config.num_labels or 1)})
 
 

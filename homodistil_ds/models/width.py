@@ -47,6 +47,7 @@ class Row:
 
     `part` says what a count reports the parameter under: embeddings, matrices (of the layers), vectors (their biases
     and norms), head. `when` asks the configuration whether a model has the parameter; without it all models have.
+    Layers before number `since` lack it.
     """
 
     pattern: str
@@ -54,6 +55,7 @@ class Row:
     part: Literal["embeddings", "matrices", "vectors", "head"]
     scored: bool = True
     when: Callable[[Any], bool] | None = None
+    since: int = 0
 
 
 # The projections of a Student, [teacher hidden, hidden]: masked and cut, never scored, counted or exported.
@@ -78,7 +80,9 @@ class Family:
     vocabulary head reads. `head` are the modules of that head in the order they run, `head_transform` is the path of
     its first matrix; `task_head` are the rows that take its place in a model that classifies texts. `padded_positions`:
     positions count from the padding id on; `positions_before`: rows of the position table that the configuration's size
-    leaves out.
+    leaves out. `fused`: how the names of matrices end that hold several, one after the other, and what these are called
+    once they are apart; a table has them apart, and every matrix as [out, in]. `layers_alike`: any layer may take the
+    place of any other.
     """
 
     model_type: str
@@ -98,6 +102,8 @@ class Family:
     positions_before: int = 0
     scaled_embedding: str | None = None
     last_norm: str | None = None
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    layers_alike: bool = True
 
     def attention_inputs(self) -> dict[str, str]:
         """queries, keys, values -> how the name of that matrix ends in every layer: a table's first, in this order."""
@@ -196,7 +202,8 @@ class WidthPlan:
         """Every parameter name of the architecture with its row."""
         for row in self.family.rows:
             if "{layer}" in row.pattern:
-                yield from ((row.pattern.replace("{layer}", str(layer)), row) for layer in range(self.layers))
+                layers = range(row.since, self.layers)
+                yield from ((row.pattern.replace("{layer}", str(layer)), row) for layer in layers)
             else:
                 yield row.pattern, row
 

@@ -17,16 +17,16 @@ from integration.conftest import succeeded
 from integration.processes import TRAIN, run
 
 
-@pytest.mark.parametrize("variant", ["roberta", "distilbert", "electra-narrow"])
+@pytest.mark.parametrize("variant", ["roberta", "distilbert", "electra-narrow", "modernbert"])
 def test_the_command_leaves_a_student_that_transformers_loads(
     variant: str, tiny_corpus: Path, fp32_config: Path, tmp_path: Path
 ) -> None:
     """BERT has its own tests; the ELECTRA that shares its embedding axis with the states runs as BERT does."""
     teacher = save_teacher(variant, WORDS, tmp_path / "teacher")
-    run_dir = tmp_path / "run"
+    run_dir, head_size = tmp_path / "run", 8 if variant == "modernbert" else 6
     arguments = ["--deepspeed_config", str(fp32_config), "--teacher", str(teacher), "--corpus", str(tiny_corpus)]
     arguments += ["--steps", "10", "--global_batch_size", "8", "--sequence_length", "32", "--held_out_sequences", "16"]
-    arguments += ["--student.hidden_size", "18", "--student.intermediate_size", "24"]
+    arguments += ["--student.hidden_size", str(3 * head_size), "--student.intermediate_size", "24"]
     arguments += ["--student.num_attention_heads", "3", "--pruning.interval", "1", "--output_dir", str(run_dir)]
     succeeded(run([sys.executable, str(TRAIN), *arguments]), run_dir)
     student, info = AutoModelForMaskedLM.from_pretrained(run_dir / "student", output_loading_info=True)
@@ -34,7 +34,7 @@ def test_the_command_leaves_a_student_that_transformers_loads(
     assert not info["unexpected_keys"]
     assert student.config.model_type == variant.partition("-")[0]
     full = plan_for(student.config).full
-    assert (full.hidden, full.ffn, full.heads, full.head_size) == (18, 24, 3, 6)
+    assert (full.hidden, full.ffn, full.heads, full.head_size) == (3 * head_size, 24, 3, head_size)
     ids = AutoTokenizer.from_pretrained(run_dir / "student")("ban bas dot", return_tensors="pt")["input_ids"]
     assert torch.isfinite(student(ids).logits).all()
     assert json.loads((run_dir / "report.json").read_text(encoding="utf-8"))["steps"] == 10

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import BertConfig
 
+from homodistil_ds.models.bert import BERT
 from homodistil_ds.models.pieces import outline
 from integration.conftest import succeeded
 from integration.processes import TRAIN, torchrun, work
@@ -74,7 +75,7 @@ def large_teacher(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) 
     )
     config.save_pretrained(folder)
     files: dict[str, list[tuple[str, torch.Size]]] = {}
-    for name, parameter in outline(config).named_parameters():
+    for name, parameter in outline(config, BERT).named_parameters():
         layer = name.split(".layer.")[1].split(".")[0] if ".layer." in name else "rest"
         files.setdefault(f"model-{layer}.safetensors", []).append((name, parameter.shape))
     for file, tensors in files.items():

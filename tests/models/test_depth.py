@@ -41,17 +41,26 @@ def test_a_depth_that_cannot_be_is_refused(student: int) -> None:
 @torch.no_grad()
 def test_a_shallower_student_computes_what_the_teacher_without_the_other_layers_computes(variant: str) -> None:
     teacher = tiny_model(variant)
-    plan, layers = plan_for(teacher.config), (1,)
+    plan = plan_for(teacher.config)
+    layers = (1,) if plan.family.layers_alike else (0,)
     student = unfilled(outline_of(teacher, plan, layers))
     fill(student, from_layers(reader_of(teacher), plan, layers))
     assert sum(p.numel() for p in student.parameters()) == count(shallower(plan, layers), plan.full).with_head
     ids = torch.randint(5, 185, (2, 9), generator=torch.Generator().manual_seed(0))
     base = teacher.base_model
     stack = next((getattr(base, name) for name in ("encoder", "decoder", "transformer") if hasattr(base, name)), base)
-    name = "layer" if hasattr(stack, "layer") else "layers"
-    setattr(stack, name, torch.nn.ModuleList([getattr(stack, name)[1]]))
+    name = next(name for name in ("layer", "layers", "h") if hasattr(stack, name))
+    setattr(stack, name, torch.nn.ModuleList([getattr(stack, name)[layers[0]]]))
     for index, layer in enumerate(getattr(stack, name)):  # caches of decoders count layers
-        if hasattr(layer, "self_attn"):
-            layer.self_attn.layer_idx = index
+        for attention in ("self_attn", "attn"):
+            if hasattr(layer, attention):
+                getattr(layer, attention).layer_idx = index
     teacher.config.num_hidden_layers = 1
     torch.testing.assert_close(student(ids).logits, teacher(ids).logits)
+
+
+def test_layers_that_are_not_alike_take_no_others_place() -> None:
+    plan = plan_for(tiny_model("modernbert").config)
+    assert shallower(plan, (0,)).layers == 1
+    with pytest.raises(HomodistilError, match="not alike"):
+        shallower(plan, (1,))

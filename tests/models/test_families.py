@@ -7,11 +7,12 @@ import pytest
 import torch
 from family_models import SIZES, VARIANTS, tiny_config
 from huggingface_hub.errors import StrictDataclassError
-from transformers import BertConfig, GPT2Config, LlamaConfig, PreTrainedConfig, RobertaConfig
+from transformers import BertConfig, BloomConfig, LlamaConfig, PreTrainedConfig, RobertaConfig
 from transformers.initialization import no_init_weights
 
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.models.families import legal_shapes, plan_for, target_widths
+from homodistil_ds.models.fused import taken_apart
 from homodistil_ds.models.loading import AUTO_CLASSES
 from homodistil_ds.models.width import WidthPlan, Widths
 
@@ -60,6 +61,7 @@ def held(plan: WidthPlan, config: PreTrainedConfig, widths: Widths) -> bool:
             model = AUTO_CLASSES[plan.family.language_model].from_config(config)
             model.tie_weights()
             model(torch.tensor([[5, 6]]))
+            taken_apart(model, plan.family)
     except (StrictDataclassError, ValueError, RuntimeError, ArithmeticError):
         return False
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
@@ -117,6 +119,6 @@ def test_roberta_has_fewer_positions_than_rows_of_its_table() -> None:
 
 def test_a_family_without_a_table_is_refused() -> None:
     with pytest.raises(HomodistilError) as caught:
-        plan_for(GPT2Config())
+        plan_for(BloomConfig())
     assert caught.value.error_id == "CFG-FAMILY"
     assert "bert" in caught.value.remedy

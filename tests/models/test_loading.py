@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from family_models import MASKED, tiny_model
-from transformers import AutoModelForMaskedLM, AutoTokenizer, BertTokenizerFast, ElectraForPreTraining, GPT2Config
+from transformers import AutoModelForMaskedLM, AutoTokenizer, BertTokenizerFast, BloomConfig, ElectraForPreTraining
 
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.models.families import plan_for
+from homodistil_ds.models.fused import put_together
 from homodistil_ds.models.loading import check_tokenizer, load_teacher, save_folder, stored_dtype, twin
 
 
@@ -44,7 +45,7 @@ def pickle_only(folder: Path) -> None:
 
 
 def other_family(folder: Path) -> None:
-    GPT2Config().save_pretrained(folder)
+    BloomConfig().save_pretrained(folder)
 
 
 def unknown_type(folder: Path) -> None:
@@ -78,7 +79,7 @@ def too_few_pieces(folder: Path) -> None:
         (no_config, "DATA-TEACHER", "no config.json"),
         (truncated, "DATA-CORRUPT", "model.safetensors"),
         (pickle_only, "DATA-PICKLE", ".bin"),
-        (other_family, "CFG-FAMILY", "gpt2"),
+        (other_family, "CFG-FAMILY", "bloom"),
         (unknown_type, "DATA-TEACHER", "no_such_type"),
         (one_layer_more, "DATA-TEACHER", "bert.encoder.layer.2."),
         (no_head, "DATA-NO-HEAD", "cls.predictions"),
@@ -108,7 +109,7 @@ def test_an_undamaged_folder_loads_in_eval_mode_and_float32(folder: Path) -> Non
 def headless(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A folder of an encoder without its vocabulary head."""
     model = tiny_model(request.param)
-    model.base_model.save_pretrained(tmp_path)
+    put_together(model, plan_for(model.config).family).base_model.save_pretrained(tmp_path)
     tokenizer(model.config.vocab_size).save_pretrained(tmp_path)
     return tmp_path
 

@@ -7,6 +7,8 @@ import torch
 from family_models import MASKED, tiny_config
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from homodistil_ds.models.families import plan_for
+from homodistil_ds.models.fused import taken_apart
 from homodistil_ds.models.tasks import task_plan
 from homodistil_ds.models.width import WidthPlan
 from homodistil_ds.pruning.gates import Gates, add_reading, descending, digests
@@ -22,7 +24,7 @@ def classifier(variant: str) -> tuple[PreTrainedModel, WidthPlan]:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    return model, task_plan(model.config)
+    return taken_apart(model, plan_for(model.config).family), task_plan(model.config)
 
 
 def shown(model: PreTrainedModel) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from homodistil_ds.distillation.objective import Objective
 from homodistil_ds.models import norms
 from homodistil_ds.models.families import plan_for, target_widths
 from homodistil_ds.models.forward import Student, forward
+from homodistil_ds.models.fused import put_together
 from homodistil_ds.models.loading import AUTO_CLASSES, empty_model, twin
 from homodistil_ds.models.width import TRAINED_PREFIX, Dim, WidthPlan, Widths
 from homodistil_ds.pruning.masks import Masks
@@ -223,7 +224,8 @@ def test_gradients_of_the_masked_student_cut_are_the_gradients_of_the_cut_studen
 def test_the_exported_folder_gives_the_same_logits_in_plain_transformers(
     pruned: Pruned, ids: torch.Tensor, tmp_path: Path
 ) -> None:
-    export(pruned.student.model, pruned.plan, pruned.widths, pruned.masks.indices()).save_pretrained(tmp_path)
+    small = export(pruned.student.model, pruned.plan, pruned.widths, pruned.masks.indices())
+    put_together(small, pruned.plan.family).save_pretrained(tmp_path)
     plain = AUTO_CLASSES[pruned.plan.family.language_model]
     loaded, info = plain.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))

@@ -1,0 +1,78 @@
+"""Models whose matrices lie in one another: taken apart to be pruned, put together to be saved. No table, no training.
+
+GPT-2 keeps its matrices transposed, and queries, keys and values in one; ModernBERT has the latter too.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.initialization import no_init_weights
+from transformers.pytorch_utils import Conv1D
+
+from homodistil_ds.models.width import Family
+
+
+class Apart(nn.ModuleDict):
+    """The matrices of a fused one, whose outputs are joined again."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return torch.cat([part(states) for part in self.values()], dim=-1)
+
+
+def taken_apart(model: PreTrainedModel, family: Family) -> PreTrainedModel:
+    """The same model, changed in place, with a matrix [out, in] of its own for every row of its table."""
+    if family.fused:
+        for name, module in list(model.named_modules()):
+            parts = next((parts for end, parts in family.fused.items() if name.endswith(end)), None)
+            if isinstance(module, Conv1D) or (parts is not None and isinstance(module, nn.Linear)):
+                model.set_submodule(name, _apart(module, parts or ()))
+    return model
+
+
+def _apart(module: nn.Linear | Conv1D, parts: tuple[str, ...]) -> nn.Module:
+    weight = module.weight.detach().t() if isinstance(module, Conv1D) else module.weight.detach()
+    bias = None if module.bias is None else module.bias.detach()
+    if not parts:
+        return _linear(weight, bias)
+    biases = (None,) * len(parts) if bias is None else bias.chunk(len(parts))
+    pieces = zip(parts, weight.chunk(len(parts)), biases, strict=True)
+    return Apart({part: _linear(own, its) for part, own, its in pieces})
+
+
+def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta", dtype=weight.dtype)
+    linear.weight = nn.Parameter(weight.clone(memory_format=torch.contiguous_format))
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.clone())
+    return linear
+
+
+@torch.no_grad()
+def put_together(model: PreTrainedModel, family: Family) -> PreTrainedModel:
+    """A model as transformers itself has it, with these weights; the model itself where nothing is fused."""
+    if not family.fused:
+        return model
+    with no_init_weights():
+        plain = type(model)._from_config(copy.deepcopy(model.config), dtype=next(model.parameters()).dtype)
+    plain.tie_weights()
+    weights = dict(_joined(model))
+    for name, parameter in plain.named_parameters():
+        own = weights[name]
+        parameter.copy_(own.t() if isinstance(plain.get_submodule(name.rpartition(".")[0]), Conv1D) else own)
+    return plain.eval()
+
+
+def _joined(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names as transformers has them, with weights of matrices [out, in]."""
+    apart = {name: module for name, module in model.named_modules() if isinstance(module, Apart)}
+    for name, parameter in model.named_parameters():
+        if not name.startswith(tuple(f"{path}." for path in apart)):
+            yield name, parameter
+    for path, module in apart.items():
+        for kind, _ in next(iter(module.values())).named_parameters():
+            yield f"{path}.{kind}", torch.cat([part.get_parameter(kind) for part in module.values()])

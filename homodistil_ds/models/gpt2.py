@@ -1,0 +1,49 @@
+"""The width table of GPT-2 (Hugging Face model_type "gpt2"), with its matrices apart. A table, no code."""
+
+from homodistil_ds.models.width import Axis, Family, Row
+
+_LAYER = "transformer.h.{layer}"
+_MATRICES: dict[str, tuple[Axis, Axis]] = {
+    "attn.c_attn.query": ("qk", "hidden"),
+    "attn.c_attn.key": ("qk", "hidden"),
+    "attn.c_attn.value": ("vo", "hidden"),
+    "attn.c_proj": ("hidden", "vo"),
+    "mlp.c_fc": ("ffn", "hidden"),
+    "mlp.c_proj": ("hidden", "ffn"),
+}
+_NORMS = (f"{_LAYER}.ln_1", f"{_LAYER}.ln_2", "transformer.ln_f")
+
+GPT2 = Family(
+    model_type="gpt2",
+    language_model="causal",
+    rows=(
+        Row(pattern="transformer.wte.weight", axes=("vocab", "hidden"), part="embeddings"),
+        Row(pattern="transformer.wpe.weight", axes=("position", "hidden"), part="embeddings"),
+        *(Row(pattern=f"{_LAYER}.{name}.weight", axes=axes, part="matrices") for name, axes in _MATRICES.items()),
+        *(Row(pattern=f"{_LAYER}.{name}.bias", axes=axes[:1], part="vectors") for name, axes in _MATRICES.items()),
+        *(
+            Row(pattern=f"{norm}.{name}", axes=("hidden",), part="vectors")
+            for norm in _NORMS
+            for name in ("weight", "bias")
+        ),
+        Row(
+            pattern="lm_head.weight",
+            axes=("vocab", "hidden"),
+            part="head",
+            when=lambda config: not config.tie_word_embeddings,
+        ),
+    ),
+    fields={
+        "hidden": "n_embd",
+        "ffn": "n_inner",
+        "heads": "n_head",
+        "layers": "n_layer",
+        "vocab": "vocab_size",
+        "position": "n_positions",
+    },
+    computed={"ffn": lambda config: config.n_inner or 4 * config.n_embd},
+    attention=".attn",
+    query=("c_attn.query.weight", "c_attn.query.bias"),
+    head=("lm_head",),
+    fused={"attn.c_attn": ("query", "key", "value")},
+)
