@@ -25,7 +25,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from homodistil_ds.config import BUILTIN, RunConfig
@@ -36,7 +36,7 @@ from homodistil_ds.data.prepare import Outcome, prepare_folder
 from homodistil_ds.data.progress import Progress
 from homodistil_ds.data.workers import Alone, Workers
 from homodistil_ds.errors import HomodistilError
-from homodistil_ds.models.loading import folder_of
+from homodistil_ds.models.loading import folder_of, tokenizer_of
 from homodistil_ds.runtime import claim, console
 
 
@@ -102,7 +102,7 @@ def check(given: argparse.Namespace) -> None:
 
 def load_tokenizer(teacher: str) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(folder_of(teacher))
+        return tokenizer_of(folder_of(teacher))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise HomodistilError(

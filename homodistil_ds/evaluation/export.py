@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.evaluation import onnx_export, plain, proof
 from homodistil_ds.evaluation.card import export_section
 from homodistil_ds.evaluation.inputs import SHAPES, sample_inputs
-from homodistil_ds.models.loading import save_folder
+from homodistil_ds.models.loading import config_of, save_folder, tokenizer_of
 from homodistil_ds.models.pieces import header
 from homodistil_ds.runtime.checkpoint import sync
 
@@ -62,11 +62,11 @@ def student_of(run: Path) -> Source:
     folder = _student_folder(run)
     _check_weights(folder)
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = config_of(folder)
         _check_kind(folder, config.architectures or [])
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = tokenizer_of(folder)
         model, info = plain.auto_class(config).from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            folder, trust_remote_code=False, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.evaluation.export import Source
 from homodistil_ds.models.depth import layer_map, outline_of, shallower
 from homodistil_ds.models.families import plan_for, target_widths
-from homodistil_ds.models.loading import empty_model, folder_of, stored_dtype
+from homodistil_ds.models.loading import config_of, empty_model, folder_of, stored_dtype, tokenizer_of
 from homodistil_ds.models.pieces import outline
 from homodistil_ds.models.width import TRAINED_PREFIX, WidthPlan, Widths
 from homodistil_ds.pruning.masks import Masks
@@ -37,8 +37,8 @@ def student_at(run: Path, asked: str) -> Source:
         )
     teacher = began["teacher"]
     try:
-        config = AutoConfig.from_pretrained(folder_of(teacher))
-        tokenizer = AutoTokenizer.from_pretrained(folder_of(teacher))
+        config = config_of(folder_of(teacher))
+        tokenizer = tokenizer_of(folder_of(teacher))
     except (OSError, ValueError) as error:
         raise HomodistilError(
             "DATA-TEACHER",

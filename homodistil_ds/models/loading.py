@@ -6,6 +6,7 @@ import copy
 import json
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -35,6 +36,16 @@ def folder_of(teacher: str) -> str:
     return str(BUILTIN_TEACHER) if teacher == BUILTIN else teacher
 
 
+def config_of(source: str | Path) -> Any:
+    """The configuration in a folder or of a hub name. Code that comes with a model is never run."""
+    return AutoConfig.from_pretrained(source, trust_remote_code=False)
+
+
+def tokenizer_of(source: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder or of a hub name. Code that comes with it is never run."""
+    return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+
+
 def load_teacher(
     teacher: str,
     head_may_be_missing: bool = False,
@@ -50,13 +61,14 @@ def load_teacher(
     source = folder_of(teacher)
     check_files(source, flag)
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = config_of(source)
         plan = plan_for(config)
         _check_kind(teacher, plan, only, flag)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = tokenizer_of(source)
         model, info = AUTO_CLASSES[plan.family.language_model].from_pretrained(
             source,
             config=config,
+            trust_remote_code=False,
             dtype=torch.float32,
             attn_implementation="eager",
             use_safetensors=True,
@@ -87,7 +99,7 @@ def read_plan(teacher: str, only: LanguageModel | None = None, flag: str = "--te
     source = folder_of(teacher)
     check_files(source, flag)
     try:
-        plan = plan_for(AutoConfig.from_pretrained(source))
+        plan = plan_for(config_of(source))
     except (OSError, ValueError) as error:
         raise unloadable(teacher, error, flag) from error
     _check_kind(teacher, plan, only, flag)
@@ -104,7 +116,7 @@ def load_outline(
     source = folder_of(teacher)
     check_files(source)
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = config_of(source)
         plan = plan_for(config)
         if plan.family.fused:
             raise HomodistilError(
@@ -112,7 +124,7 @@ def load_outline(
                 f"--teacher {teacher}: the matrices of a {plan.family.model_type} are fused, and not read in pieces",
                 "Use --teacher_placement replicated.",
             )
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = tokenizer_of(source)
         model, pieces = outline(config, plan.family), open_pieces(source)
     except (OSError, ValueError, RuntimeError) as error:
         raise unloadable(teacher, error) from error
@@ -123,6 +135,12 @@ def load_outline(
 
 
 def unloadable(teacher: str, error: Exception, flag: str = "--teacher") -> HomodistilError:
+    if "custom code" in str(error):
+        return HomodistilError(
+            "DATA-CODE",
+            f"{flag} {teacher} comes with code of its own, which would have to be run to load it",
+            f"Only what transformers knows itself is loaded: {', '.join(FAMILIES)}.",
+        )
     return HomodistilError(
         "DATA-TEACHER",
         f"{flag} {teacher} cannot be loaded: {str(error).strip().splitlines()[0]}",
@@ -303,5 +321,5 @@ def stored_dtype(teacher: str, asked: str) -> torch.dtype:
     """The number format to save a student in; 'auto' is what the teacher's own weights are stored in."""
     if asked != "auto":
         return getattr(torch, asked)
-    stored = AutoConfig.from_pretrained(folder_of(teacher)).dtype
+    stored = config_of(folder_of(teacher)).dtype
     return stored if isinstance(stored, torch.dtype) else torch.float32

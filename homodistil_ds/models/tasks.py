@@ -11,9 +11,7 @@ from dataclasses import replace
 import torch
 from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -24,7 +22,14 @@ from homodistil_ds.errors import HomodistilError
 from homodistil_ds.models.families import plan_for
 from homodistil_ds.models.forward import Activations, Read, asked
 from homodistil_ds.models.fused import taken_apart
-from homodistil_ds.models.loading import check_files, check_tokenizer, folder_of, unloadable
+from homodistil_ds.models.loading import (
+    check_files,
+    check_tokenizer,
+    config_of,
+    folder_of,
+    tokenizer_of,
+    unloadable,
+)
 from homodistil_ds.models.width import Family, WidthPlan
 
 KNOWS_A_TASK = "ForSequenceClassification"
@@ -35,7 +40,7 @@ def knows_a_task(source: str) -> bool:
     folder = folder_of(source)
     check_files(folder)
     try:
-        return _has_task_head(AutoConfig.from_pretrained(folder))
+        return _has_task_head(config_of(folder))
     except (OSError, ValueError) as error:
         raise unloadable(source, error) from error
 
@@ -56,7 +61,7 @@ def load_classifier(
     check_files(folder, flag)
     names = dict(enumerate(classes)) if classes else {0: "score"}
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = config_of(folder)
         if _has_task_head(config):
             _check_classes(f"{flag} {source}", config, names)
         if plan_for(config).family.language_model != "masked":
@@ -67,9 +72,9 @@ def load_classifier(
             )
         config.id2label, config.label2id = names, {name: number for number, name in names.items()}
         config.problem_type = "single_label_classification" if classes else "regression"
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = tokenizer_of(folder)
         model = AutoModelForSequenceClassification.from_pretrained(
-            folder, config=config, dtype=torch.float32, use_safetensors=True
+            folder, config=config, trust_remote_code=False, dtype=torch.float32, use_safetensors=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise unloadable(source, error, flag) from error

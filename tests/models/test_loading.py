@@ -48,6 +48,13 @@ def other_family(folder: Path) -> None:
     BloomConfig().save_pretrained(folder)
 
 
+def own_code(folder: Path) -> None:
+    """A type that transformers does not know, and the file that would teach it."""
+    values = {"model_type": "no_such_type", "auto_map": {"AutoConfig": "configuration_own.OwnConfig"}}
+    (folder / "config.json").write_text(json.dumps(values))
+    (folder / "configuration_own.py").write_text("raise SystemExit('this code was run')\n")
+
+
 def unknown_type(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "no_such_type"}))
@@ -81,6 +88,7 @@ def too_few_pieces(folder: Path) -> None:
         (pickle_only, "DATA-PICKLE", ".bin"),
         (other_family, "CFG-FAMILY", "bloom"),
         (unknown_type, "DATA-TEACHER", "no_such_type"),
+        (own_code, "DATA-CODE", "code of its own"),
         (one_layer_more, "DATA-TEACHER", "bert.encoder.layer.2."),
         (no_head, "DATA-NO-HEAD", "cls.predictions"),
         (too_many_pieces, "DATA-TOKENIZER", "186 pieces, the model's vocabulary 185"),
