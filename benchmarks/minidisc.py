@@ -26,6 +26,7 @@ from quality_cells import GLUE, ROOT, TASKS, TRAIN, as_flags, epochs, execute
 PARTS = ("tasks", "text", "text_on_tasks", "cost")
 SHARES = {"SST-2": 0.1}  # of the training examples
 FIXED = ("teacher", "corpus", "data", "scales", "targets", "epochs", "learning_rate", "text_steps", "text_rate")
+FIXED += ("batch", "sequence_length", "held_out_sequences")
 Item = TypeVar("Item")
 
 

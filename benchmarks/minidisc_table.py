@@ -78,9 +78,10 @@ def write(folder: Path) -> str:
 
 
 def read(folder: Path, better: int) -> list[Setting]:
-    """The settings whose trial is complete, in <task>/<seed>/ or in <seed>/."""
+    """The settings whose trial and direct distillation are complete, in <task>/<seed>/ or in <seed>/."""
     trials = sorted(folder.glob("**/trial/report.json"))
-    return [setting_of(path.parent.parent, better) for path in trials]
+    found = [setting_of(path.parent.parent, better) for path in trials]
+    return [setting for setting in found if "direct" in setting.scores]
 
 
 def setting_of(place: Path, better: int) -> Setting:
@@ -151,15 +152,15 @@ def shown(values: Sequence[float], better: int) -> str:
 
 def choices_table(settings: Sequence[Setting]) -> str:
     """The choices that cost one trial against the best that trying every assistant finds."""
-    settings = [setting for setting in settings if any(arm.startswith(ASSISTANT) for arm in setting.scores)]
-    if not settings:
+    taught = [arm for arm in arms_of(settings) if arm.startswith(ASSISTANT)] if settings else []
+    if not taught:
         return ""
     heads = ["", "at", "best fixed in hindsight", f"chosen at {PUBLISHED:g} (by seed)"]
     heads += [f"regret at {weight:g}" for weight in WEIGHTS] + ["capacity gap chooses", "its regret"]
     lines = [line(heads), "|:--|--:|--:|--:|" + "--:|" * (len(WEIGHTS) + 2)]
     for name, target in cells_of(settings):
         own = [setting for setting in settings if setting.name == name]
-        fixed = [scale for scale in own[0].scales if own[0].taught(scale) and scale > target]
+        fixed = [float(arm.removeprefix(ASSISTANT)) for arm in taught]
 
         def mean(scale: float, own: Sequence[Setting] = own, target: float = target) -> float:
             return statistics.mean(one.better * one.scores[f"{ASSISTANT}{scale:g}"][target] for one in own)
@@ -182,13 +183,12 @@ def choices_table(settings: Sequence[Setting]) -> str:
             )
         )
     one = settings[0]
-    arms = [arm for arm in arms_of(settings) if arm.startswith(ASSISTANT)]
     trial = statistics.mean(setting.seconds["trial"] for setting in settings)
-    each = statistics.mean(setting.seconds[arm] for setting in settings for arm in arms)
+    each = statistics.mean(setting.seconds[arm] for setting in settings for arm in taught)
     direct = statistics.mean(setting.seconds["direct"] for setting in settings)
     costs = (
         f"CPU seconds, mean of {len(settings)}: direct {direct:.0f} (1 run), the trade-off's choice {trial + each:.0f} "
-        f"(1 trial and 1 run), every assistant {trial + len(arms) * each:.0f} (1 trial and {len(arms)} runs)."
+        f"(1 trial and 1 run), every assistant {trial + len(taught) * each:.0f} (1 trial and {len(taught)} runs)."
     )
     unit = "hundredths" if one.better > 0 else "nats"
     return "\n".join([*lines, "", f"Regret in {unit}: what the best assistant of the same seed is better by. {costs}"])

@@ -80,7 +80,7 @@ def save_teacher(variant: str, words: list[str], folder: Path) -> Path:
     """A folder of a tiny model with a tokenizer of its vocabulary."""
     tokenizer = tokenizer_for(variant, words)
     model = tiny_model(variant, SIZES | {"vocab": len(tokenizer)})
-    put_together(model, FAMILIES[VARIANTS[variant][0]]).save_pretrained(folder)
+    put_together(model).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -51,7 +51,7 @@ def test_every_student_is_a_run_that_can_start(plan: WidthPlan) -> None:
         student = config.student
         widths = target_widths(plan, student.hidden_size, student.intermediate_size, student.num_attention_heads)
         layer_map(plan.layers, student.num_hidden_layers, student.layers)
-        check_losses(config.loss, widths, plan.full, student.init == "teacher" and widths != plan.full)
+        check_losses(config.loss, widths, plan.full, student.init == "teacher" and widths != plan.full, plan.family)
         assert arm.speaks == (arm.kind != "start" and config.loss.mlm + config.loss.kl > 0)
 
 

@@ -13,7 +13,7 @@ from homodistil_ds.distillation.task_losses import TASK_LOSSES
 from homodistil_ds.distillation.vocabulary import in_parts
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.models.forward import Read
-from homodistil_ds.models.width import Widths
+from homodistil_ds.models.width import Family, Widths
 from homodistil_ds.task_config import TaskLossConfig
 
 TERMS = LOSSES | TASK_LOSSES
@@ -60,7 +60,7 @@ def values_of(terms: Mapping[str, LossTerm], inputs: Inputs) -> dict[str, torch.
     return {name: found[name] if name in found else term.function(inputs) for name, term in terms.items()}
 
 
-def check_losses(weights: LossConfig, target: Widths, full: Widths, pruned: bool) -> None:
+def check_losses(weights: LossConfig, target: Widths, full: Widths, pruned: bool, family: Family) -> None:
     """Raises HomodistilError for a loss that has no meaning for a student of `target` widths from a `full` teacher.
 
     `pruned`: the student is a copy of the teacher that loses neurons on the way.
@@ -68,11 +68,15 @@ def check_losses(weights: LossConfig, target: Widths, full: Widths, pruned: bool
     sizes = (target.heads * target.head_size, full.heads * full.head_size)
     moves = "neurons of a student that is pruned change places" if pruned else ""
     uneven = f"relation_heads {weights.relation_heads} must divide {sizes}"
+    later = "a decoder never looks at what it would compare there" if family.language_model == "causal" else ""
+    own_scores = "its scores hold more than products of queries and keys" if family.attention is None else ""
     reasons = {
         "cosine": "it compares states of one width" if target.hidden != full.hidden else "",
-        "scores": "its scale is that of whole heads, and this student's shrink" if pruned else "",
-        "value_relation": moves or ("it compares as many heads" if target.heads != full.heads else ""),
-        "relation": moves or (uneven if any(size % weights.relation_heads for size in sizes) else ""),
+        "scores": later
+        or own_scores
+        or ("its scale is that of whole heads, and this student's shrink" if pruned else ""),
+        "value_relation": later or moves or ("it compares as many heads" if target.heads != full.heads else ""),
+        "relation": later or moves or (uneven if any(size % weights.relation_heads for size in sizes) else ""),
     }
     for name, reason in reasons.items():
         if reason and getattr(weights, name) > 0:

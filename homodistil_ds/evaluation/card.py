@@ -9,6 +9,7 @@ from pathlib import Path
 
 from homodistil_ds.evaluation.report import LOADERS, Report, duration_text
 
+PIPELINES = {"masked": "fill-mask", "causal": "text-generation"}  # kind of language model -> what the hub calls it
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -68,9 +69,6 @@ folder = "."  # this folder, or its hub name
 model = {loader}.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 ```"""
-
-
-PIPELINES = {"masked": "fill-mask", "causal": "text-generation"}
 
 
 def _front_matter(teacher: str | None, license: str | None, pipeline: str) -> str:

@@ -22,6 +22,7 @@ from homodistil_ds.evaluation.inputs import SHAPES, sample_inputs
 from homodistil_ds.models.loading import config_of, save_folder, tokenizer_of
 from homodistil_ds.models.pieces import header
 from homodistil_ds.runtime.checkpoint import sync
+from homodistil_ds.runtime.rounding import rounded_to
 
 ENDINGS = tuple(plain.CLASSES)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -137,7 +138,7 @@ def export(source: Source, output_dir: Path, dtype: torch.dtype | None = None, o
         onnx_export.check_installed()
     model = source.model
     inputs = [sample_inputs(model, *shape) for shape in SHAPES]
-    rounded = nn.Module.to(copy.deepcopy(model), dtype).float()
+    rounded = rounded_to(copy.deepcopy(model), dtype)
     _check_finite(rounded, dtype)
     with torch.no_grad():
         exact, expected = ([m(**batch).logits for batch in inputs] for m in (model, rounded))

@@ -8,9 +8,10 @@ import torch
 from transformers import PreTrainedModel
 
 from homodistil_ds.errors import HomodistilError
+from homodistil_ds.evaluation.card import PIPELINES
 from homodistil_ds.evaluation.export import Source
 from homodistil_ds.models.depth import layer_map, outline_of, shallower
-from homodistil_ds.models.families import plan_for, target_widths
+from homodistil_ds.models.families import FAMILIES, plan_for, target_widths
 from homodistil_ds.models.loading import config_of, empty_model, folder_of, stored_dtype, tokenizer_of
 from homodistil_ds.models.pieces import outline
 from homodistil_ds.models.width import TRAINED_PREFIX, WidthPlan, Widths
@@ -46,7 +47,9 @@ def student_at(run: Path, asked: str) -> Source:
             "Put its config.json and tokenizer where they were.",
         ) from error
     whole = plan_for(config)
-    layers = layer_map(whole.layers, began["student"].get("num_hidden_layers"), "uniform")
+    layers = layer_map(
+        whole.layers, began["student"].get("num_hidden_layers"), began["student"].get("layers", "uniform")
+    )
     return Source(
         name=f"{run.name}, step {found.step}",
         model=_student(found, shallower(whole, layers), outline_of(outline(config, whole.family), whole, layers)),
@@ -91,6 +94,7 @@ def _check_legal(found: Checkpoint, plan: WidthPlan, widths: Widths) -> None:
 
 def _card(run: Path, found: Checkpoint) -> str:
     step, steps = found.step, found.state["config"]["steps"]
-    front = "---\nlibrary_name: transformers\npipeline_tag: fill-mask\n---"
+    kind = FAMILIES[found.state["model_type"]].language_model
+    front = f"---\nlibrary_name: transformers\npipeline_tag: {PIPELINES[kind]}\n---"
     text = f"The student of the run `{run.name}` of homodistil_ds as it was after step {step:,} of {steps:,}."
     return f"{front}\n\n# {run.name}, step {step}\n\n{text}\n"

@@ -26,6 +26,7 @@ def write(folder: str, example: dict[str, torch.Tensor], target: str) -> None:
     """In float32, with a free batch size and sequence length."""
     architecture = transformers.AutoConfig.from_pretrained(folder).architectures[0]
     model = getattr(transformers, architecture).from_pretrained(folder, use_safetensors=True).float().eval()
+    model.config.use_cache = False
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     program = torch.onnx.export(
         model,

@@ -50,7 +50,9 @@ def main(arguments: list[str]) -> None:
 
 def load(folder: str) -> PreTrainedModel:
     loader = auto_class(AutoConfig.from_pretrained(folder))
-    return loader.from_pretrained(folder, use_safetensors=True).float().eval()
+    model = loader.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
+    model.config.use_cache = False  # of decoders, which are asked once
+    return model
 
 
 def auto_class(config: Any) -> Any:

@@ -6,8 +6,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from homodistil_ds.config import BUILTIN
 from homodistil_ds.evaluation import figures
 from homodistil_ds.evaluation.card import model_card
@@ -20,6 +18,7 @@ from homodistil_ds.methods.setting import Setting
 from homodistil_ds.models.loading import folder_of, save_folder, stored_dtype
 from homodistil_ds.runtime import claim, ds_config, ranks
 from homodistil_ds.runtime.engine import dispose
+from homodistil_ds.runtime.rounding import rounded_to
 from homodistil_ds.stage import Stage
 
 
@@ -30,7 +29,7 @@ def finish(setting: Setting, stage: Stage) -> None:
     student, kept = plain_student(setting, stage)
     zero_stage = stage.engine.zero_optimization_stage()
     dispose(stage.engine)
-    torch.nn.Module.to(student, dtype).float()
+    rounded_to(student, dtype)
     teacher = None if stage.teacher is None else float32_teacher(setting, stage)
     held_out = held_out_in_float32(setting, stage, student, teacher)
     members = family.measure(setting, stage, teacher, held_out)

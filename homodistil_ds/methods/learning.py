@@ -28,6 +28,7 @@ from homodistil_ds.models.tasks import task_forward
 from homodistil_ds.models.width import WidthPlan, Widths
 from homodistil_ds.runtime import claim, ds_config, ranks
 from homodistil_ds.runtime.engine import Engine, dispose
+from homodistil_ds.runtime.rounding import in_format, rounded_to
 from homodistil_ds.runtime.shards import full_weights
 from homodistil_ds.stage import Stage
 
@@ -51,7 +52,7 @@ def learn(setting: TaskSetting, source: PreTrainedModel | None = None, taught: W
     if source is not None:
         its = scores_of(setting, in_float32(without_dropout(source).eval(), taught))
         teacher = Teacher(source, taught.family, objective.teacher_reads(), run=task_forward)
-        teacher.to(ranks.device(), setting.train_dtype)
+        in_format(teacher.to(ranks.device()), setting.train_dtype)
     stage = Stage(
         config=config,
         engine=engine,
@@ -84,7 +85,7 @@ def finish(setting: TaskSetting, stage: Stage, its: Scores | None) -> None:
     model = unfilled(setting.model)
     fill(model, weights)
     # What is measured is what is saved.
-    torch.nn.Module.to(model, stored_dtype(setting.config.model, setting.config.student.dtype)).float()
+    rounded_to(model, stored_dtype(setting.config.model, setting.config.student.dtype))
     own = in_float32(model, setting.plan)
     metrics = scores_of(setting, own)
     tests = {split: predictions_of(setting, own, examples) for split, examples in setting.data.tests.items()}

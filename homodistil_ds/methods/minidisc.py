@@ -50,6 +50,7 @@ from homodistil_ds.pruning.sandwich import Sandwich, first_indices
 from homodistil_ds.pruning.shrink import cut, export
 from homodistil_ds.runtime import ranks
 from homodistil_ds.runtime.engine import Engine, dispose, read_at_once
+from homodistil_ds.runtime.rounding import in_format, rounded_to
 from homodistil_ds.runtime.shards import full_weights
 from homodistil_ds.stage import Stage
 from homodistil_ds.task_config import TaskLossConfig
@@ -84,6 +85,14 @@ def check_teacher(config: RunConfig) -> None:
             "its student/ is the teacher.",
         )
     load_classifier(config.teacher, classes, "--teacher")
+    family = read_plan(config.teacher).family
+    if not any("qk" in row.axes for row in family.rows):
+        raise HomodistilError(
+            "CFG-FAMILY",
+            f"--teacher {config.teacher} is a {family.model_type}, whose heads keep their size: nested students "
+            "need smaller ones",
+            "Use another family, or distil one student after the other (--preset task_kd).",
+        )
 
 
 def descend(config: RunConfig, machine: Machine, command: str, within: Path | None) -> None:
@@ -122,7 +131,7 @@ def descend(config: RunConfig, machine: Machine, command: str, within: Path | No
         config=setting.config,
         engine=engine,
         plan=plan,
-        teacher=teacher.to(ranks.device(), setting.train_dtype),
+        teacher=in_format(teacher.to(ranks.device()), setting.train_dtype),
         objective=objective,
         batches=setting.batches,
         measure=measure_all(setting, members),
@@ -207,7 +216,7 @@ def finish(setting: TaskSetting, stage: Stage, members: Sequence[Member], its: S
     for member in members:
         indices = first_indices(stage.plan, stage.fixed_widths, member.widths)
         model = export(nested, stage.plan, member.widths, indices)
-        torch.nn.Module.to(model, dtype).float()
+        rounded_to(model, dtype)
         scores.append(scores_of(setting, in_float32(model, stage.plan)))
         models.append(model)
     own = in_float32(models[-1], stage.plan)

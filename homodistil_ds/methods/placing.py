@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from homodistil_ds.methods.setting import Setting
 from homodistil_ds.models.depth import from_layers
 from homodistil_ds.models.forward import Read, Teacher
 from homodistil_ds.models.loading import as_student, load_teacher, twin, without_dropout
-from homodistil_ds.models.pieces import reader_of, unfilled
+from homodistil_ds.models.pieces import exact_buffers, reader_of, unfilled
 from homodistil_ds.models.width import Widths
 from homodistil_ds.pruning.shrink import blank
 from homodistil_ds.runtime import ds_config, engine, placement, ranks
@@ -49,7 +49,7 @@ def student_from(setting: Setting, copied: bool = True) -> PreTrainedModel:
     plan, like = setting.student_plan, setting.student_like
     if not sharded and setting.read is None and plan.layers == setting.plan.layers:
         return twin(setting.source, plan) if copied else as_student(setting.source, plan)
-    model = placement.sharded(lambda: unfilled(like), setting.ds_config) if sharded else unfilled(like)
+    model = _sharded(lambda: unfilled(like), setting.ds_config) if sharded else unfilled(like)
     read = from_layers(setting.read or reader_of(setting.source), setting.plan, setting.layer_map)
     ranks.together(lambda: placement.fill(model, read))
     return as_student(model, plan)
@@ -62,7 +62,11 @@ def blank_student(setting: Setting, widths: Widths) -> PreTrainedModel:
     def build() -> PreTrainedModel:
         return blank(setting.student_like, setting.student_plan, widths)
 
-    return placement.sharded(build, machine) if ds_config.zero_stage(machine) == 3 else build()
+    return _sharded(build, machine) if ds_config.zero_stage(machine) == 3 else build()
+
+
+def _sharded(build: Callable[[], PreTrainedModel], machine: dict[str, Any]) -> PreTrainedModel:
+    return exact_buffers(placement.sharded(build, machine))
 
 
 def _placed(
@@ -72,7 +76,7 @@ def _placed(
     if read is not None:
         largest = max(parameter.numel() for parameter in source.parameters())
         config = placement.teacher_config(setting.placement, machine, largest)
-        model = placement.sharded(lambda: unfilled(source), config)
+        model = _sharded(lambda: unfilled(source), config)
         ranks.together(lambda: placement.fill(model, read))
     teacher = Teacher(without_dropout(model), setting.plan.family, reads)
     return placement.serve(teacher, setting.placement, config, dtype)

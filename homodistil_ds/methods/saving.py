@@ -20,6 +20,8 @@ from homodistil_ds.runtime import ranks
 from homodistil_ds.runtime.shards import full_weights
 from homodistil_ds.stage import Stage
 
+MOST_PROVEN, MOST_LOGITS = 1024, 1 << 26  # tokens, and their logits
+
 
 def plain_student(setting: Setting, stage: Stage) -> tuple[PreTrainedModel, dict | None]:
     """The trained student as a smaller plain model in float32 on the CPU, and what pruning.json says of it."""
@@ -67,7 +69,9 @@ def prove(setting: Setting, student: PreTrainedModel, folder: Path, with_teacher
     HomodistilError if the folder does not load or its logits are off by more than proof.PARITY.
     """
     kept = f"The checkpoint in {setting.run_dir}/checkpoints is valid."
-    ids = torch.from_numpy(setting.corpus.held_out[:8].astype("int64"))
+    most = min(MOST_PROVEN, max(16, MOST_LOGITS // setting.plan.fixed["vocab"]))
+    length = min(setting.config.sequence_length, most)
+    ids = torch.from_numpy(setting.corpus.held_out[: max(1, most // length)][:, :length].astype("int64"))
     with torch.no_grad():
         proof.prove(folder, [{"input_ids": ids}], [student(ids).logits], kept)
     models = [str(folder)]

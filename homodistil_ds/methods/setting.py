@@ -109,8 +109,9 @@ def prepare_setting(
     ranks.together(lambda: check_length(config, plan))
     layers = ranks.together(lambda: layer_map(plan.layers, student.num_hidden_layers, student.layers))
     student_plan = ranks.together(lambda: shallower(plan, layers))
+    ranks.together(lambda: check_stages(plan, first, later))
     pruned = student.init == "teacher" and target != plan.full
-    ranks.together(lambda: check_losses(config.loss, target, plan.full, pruned))
+    ranks.together(lambda: check_losses(config.loss, target, plan.full, pruned, plan.family))
     placed, reason = _choose_placement(config, machine.teacher_placement, first, plan, student_plan, target)
     source, tokenizer, read = ranks.together(lambda: _load(config.teacher, head_may_be_missing, placed == "replicated"))
     kind, vocabulary = plan.family.language_model, plan.fixed["vocab"]
@@ -160,6 +161,17 @@ def prepare_setting(
     )
 
 
+def check_stages(plan: WidthPlan, *machines: dict[str, Any] | None) -> None:
+    """Raises HomodistilError for ZeRO-3 with matrices that have to be taken apart while they are whole."""
+    stages = [ds_config.zero_stage(machine) for machine in machines if machine is not None]
+    if plan.family.fused and 3 in stages:
+        raise HomodistilError(
+            "CFG-STAGE",
+            f"ZeRO stage 3 with a {plan.family.model_type}, whose fused matrices are taken apart while they are whole",
+            "Use stage 0, 1 or 2.",
+        )
+
+
 def family_of(config: RunConfig, plan: WidthPlan) -> tuple[Member, ...]:
     """The students of a run, the largest first; one without --family. Raises HomodistilError."""
     student = config.student
@@ -198,6 +210,8 @@ def _choose_placement(
     config: RunConfig, asked: str, machine: dict[str, Any], plan: WidthPlan, student_plan: WidthPlan, target: Widths
 ) -> tuple[str, str]:
     """Where the teacher goes, the same on all ranks, and the reason. A model to train goes where its stage says."""
+    if plan.family.fused and asked == "auto":
+        return "replicated", ""
     if config.method == "pretrain":
         return ("zero3" if ds_config.zero_stage(machine) == 3 else "replicated"), ""
     student = parameters(student_plan, target if config.student.init == "random" else plan.full)

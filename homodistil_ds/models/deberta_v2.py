@@ -103,5 +103,7 @@ DEBERTA_V2 = Family(
     head_size="kept",
     hidden="exact",
     computed={"relative": _distances},
+    follows={"pooler_hidden_size": "hidden"},
+    refused=lambda config: "a convolution" if getattr(config, "conv_kernel_size", 0) > 0 else "",
     task_head=task_head("pooler.dense", "classifier"),
 )

@@ -53,6 +53,8 @@ def outline_of(model: PreTrainedModel, plan: WidthPlan, layers: tuple[int, ...])
     """Names and shapes, on the meta device, of the same model with only these layers."""
     config = copy.deepcopy(model.config)
     setattr(config, plan.family.fields["layers"], len(layers))
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[layer] for layer in layers]
     with torch.device("meta"):
         shallow = type(model)._from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
         return taken_apart(shallow, plan.family)

@@ -37,6 +37,9 @@ def plan_for(config: Any) -> WidthPlan:
             f"Supported: {', '.join(FAMILIES)}. Another one is a table in a file of its own, like "
             "homodistil_ds/models/llama.py, named in homodistil_ds/models/families.py.",
         )
+    if family.refused is not None and (reason := family.refused(config)):
+        what = f"a {config.model_type} with {reason}, which its width table does not hold"
+        raise HomodistilError("CFG-FAMILY", what, "Use another model of this family, or another family.")
     sizes: dict[str, Any] = {axis: getattr(config, name, None) for axis, name in family.fields.items()}
     merged = {axis: other for axis, other in family.merges.items() if sizes[axis] == sizes[other]}
     heads = sizes["heads"]
@@ -46,7 +49,7 @@ def plan_for(config: Any) -> WidthPlan:
     sizes |= {axis: size(config) for axis, size in family.computed.items()}
     fixed = ("vocab", "position", "type", "head_size", *family.merges, *family.computed)
     return WidthPlan(
-        family=replace(family, rows=rows),
+        family=replace(family, rows=rows, layers_alike=len(set(getattr(config, "layer_types", None) or ())) < 2),
         full=Widths(hidden=sizes["hidden"], ffn=sizes["ffn"], heads=heads, head_size=head_size),
         layers=sizes["layers"],
         fixed={axis: sizes[axis] for axis in fixed if axis in sizes and axis not in merged},

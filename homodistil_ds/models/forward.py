@@ -50,7 +50,8 @@ def forward(
 ) -> Activations:
     """Run `model` on input_ids [B, L]; the vocabulary head only at `positions` [B, K]."""
     with attention_inputs(model, family, reads) as seen:
-        outputs = model.base_model(input_ids=input_ids, **asked(reads))
+        remembers = {"use_cache": False} if family.language_model == "causal" else {}
+        outputs = model.base_model(input_ids=input_ids, **remembers, **asked(reads))
     logits = predicted = None
     if "logits" in reads or "predicted" in reads:
         states = outputs.last_hidden_state
@@ -126,8 +127,12 @@ def choose_attention(model: PreTrainedModel, reads: Collection[Read]) -> None:
 
 
 def _collect(parts: list[torch.Tensor], size: int) -> Callable[[nn.Module, Any, torch.Tensor], None]:
+    seen: set[nn.Module] = set()
+
     def collect(module: nn.Module, inputs: Any, out: torch.Tensor) -> None:
-        parts.append(out.unflatten(-1, (-1, size)).transpose(1, 2))
+        if module not in seen:  # DeBERTa asks its matrices about positions too, afterwards
+            seen.add(module)
+            parts.append(out.unflatten(-1, (-1, size)).transpose(1, 2))
 
     return collect
 

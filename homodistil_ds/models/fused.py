@@ -53,18 +53,25 @@ def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
 
 
 @torch.no_grad()
-def put_together(model: PreTrainedModel, family: Family) -> PreTrainedModel:
-    """A model as transformers itself has it, with these weights; the model itself where nothing is fused."""
-    if not family.fused:
+def put_together(model: PreTrainedModel) -> PreTrainedModel:
+    """A model as transformers itself has it, with these weights; the model itself where nothing is apart."""
+    if not any(isinstance(module, Apart) for module in model.modules()):
         return model
     with no_init_weights():
         plain = type(model)._from_config(copy.deepcopy(model.config), dtype=next(model.parameters()).dtype)
     plain.tie_weights()
+    keep_generation(model, plain)
     weights = dict(_joined(model))
     for name, parameter in plain.named_parameters():
         own = weights[name]
         parameter.copy_(own.t() if isinstance(plain.get_submodule(name.rpartition(".")[0]), Conv1D) else own)
     return plain.eval()
+
+
+def keep_generation(of: PreTrainedModel, to: PreTrainedModel) -> None:
+    """How texts are generated is no part of the configuration, so a model made from that has to be told."""
+    if getattr(of, "generation_config", None) is not None:
+        to.generation_config = copy.deepcopy(of.generation_config)
 
 
 def _joined(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:

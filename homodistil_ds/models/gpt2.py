@@ -1,5 +1,7 @@
 """The width table of GPT-2 (Hugging Face model_type "gpt2"), with its matrices apart. A table, no code."""
 
+from typing import Any
+
 from homodistil_ds.models.width import Axis, Family, Row
 
 _LAYER = "transformer.h.{layer}"
@@ -12,6 +14,13 @@ _MATRICES: dict[str, tuple[Axis, Axis]] = {
     "mlp.c_proj": ("hidden", "ffn"),
 }
 _NORMS = (f"{_LAYER}.ln_1", f"{_LAYER}.ln_2", "transformer.ln_f")
+
+
+def _refused(config: Any) -> str:
+    """Attention that is scaled by more than its head size would lose that in a cut."""
+    plain = config.scale_attn_weights and not config.scale_attn_by_inverse_layer_idx
+    return "" if plain else "scale_attn_weights off or scale_attn_by_inverse_layer_idx on"
+
 
 GPT2 = Family(
     model_type="gpt2",
@@ -45,5 +54,6 @@ GPT2 = Family(
     attention=".attn",
     query=("c_attn.query.weight", "c_attn.query.bias"),
     head=("lm_head",),
+    refused=_refused,
     fused={"attn.c_attn": ("query", "key", "value")},
 )

@@ -23,9 +23,10 @@ from homodistil_ds.config import BUILTIN
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.models import norms
 from homodistil_ds.models.families import FAMILIES, plan_for
-from homodistil_ds.models.fused import put_together, taken_apart
+from homodistil_ds.models.fused import keep_generation, put_together, taken_apart
 from homodistil_ds.models.pieces import AUTO_CLASSES, MEND, Read, check_pieces, header, open_pieces, outline, reader
 from homodistil_ds.models.width import LanguageModel, WidthPlan, Widths
+from homodistil_ds.runtime.rounding import in_format
 
 DROPPED = {"attention_dropout": 1, "activation_dropout": 1, "dropout": 1, "layerdrop": 0}  # times the share
 BUILTIN_TEACHER = Path(__file__).resolve().parent.parent / "assets" / "teacher"
@@ -301,6 +302,7 @@ def empty_model(
     with nullcontext() if random else no_init_weights():
         model = type(teacher)._from_config(config, attn_implementation="eager", dtype=torch.float32)
     model.tie_weights()  # part of the initialisation that was left out
+    keep_generation(teacher, model)
     taken_apart(model, plan.family)
     return without_dropout(model).train()
 
@@ -310,8 +312,7 @@ def save_folder(
 ) -> None:
     """Write a plain Hugging Face folder: config, safetensors in `dtype`, tokenizer, and pruning.json if given."""
     folder.mkdir(parents=True, exist_ok=True)
-    plain = put_together(model, plan_for(model.config).family)
-    nn.Module.to(copy.deepcopy(plain), dtype).save_pretrained(folder)
+    in_format(copy.deepcopy(put_together(model)), dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if pruning is not None:
         (folder / "pruning.json").write_text(json.dumps(pruning) + "\n", encoding="utf-8")

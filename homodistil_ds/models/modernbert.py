@@ -74,5 +74,4 @@ MODERNBERT = Family(
         Row(pattern="classifier.bias", axes=("classes",), part="head"),
     ),
     fused={"attn.Wqkv": ("query", "key", "value"), "mlp.Wi": ("input", "gate")},
-    layers_alike=False,  # some attend to all, most to their neighbours
 )

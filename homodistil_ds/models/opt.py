@@ -40,6 +40,12 @@ OPT = Family(
             for place in (*(f"{_LAYER}.{norm}" for norm in _NORMS), "model.decoder.final_layer_norm")
             for name in ("weight", "bias")
         ),
+        Row(
+            pattern="lm_head.weight",
+            axes=("vocab", "hidden"),
+            part="head",
+            when=lambda config: not config.tie_word_embeddings,
+        ),
     ),
     fields={
         "hidden": "hidden_size",
@@ -54,5 +60,6 @@ OPT = Family(
     query=("self_attn.q_proj.weight", "self_attn.q_proj.bias"),
     head=("lm_head",),
     merges={"embedding": "hidden"},
+    refused=lambda config: "" if config.word_embed_proj_dim == config.hidden_size else "narrower embeddings",
     positions_before=2,
 )

@@ -17,7 +17,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.models.families import plan_for
-from homodistil_ds.models.fused import taken_apart
+from homodistil_ds.models.fused import keep_generation, taken_apart
 from homodistil_ds.models.width import Family, LanguageModel
 
 AUTO_CLASSES: dict[LanguageModel, Any] = {"masked": AutoModelForMaskedLM, "causal": AutoModelForCausalLM}
@@ -150,7 +150,22 @@ def unfilled(model: PreTrainedModel) -> PreTrainedModel:
     with no_init_weights():
         built = type(model)._from_config(copy.deepcopy(model.config), dtype=torch.float32)
     built.tie_weights()
+    keep_generation(model, built)
     return taken_apart(built, plan_for(built.config).family).eval()
+
+
+def exact_buffers(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model, in which modules without weights compute anew what they know from the configuration alone.
+
+    Rotary frequencies that were computed in low precision stand for other positions.
+    """
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if config is not None and module._non_persistent_buffers_set and not list(module.parameters()):
+            kind: Any = type(module)
+            for name, buffer in kind(config).named_buffers(recurse=False):
+                setattr(module, name, buffer.to(module.get_buffer(name).device))
+    return model
 
 
 def check_pieces(

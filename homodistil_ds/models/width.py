@@ -82,7 +82,8 @@ class Family:
     positions count from the padding id on; `positions_before`: rows of the position table that the configuration's size
     leaves out. `fused`: how the names of matrices end that hold several, one after the other, and what these are called
     once they are apart; a table has them apart, and every matrix as [out, in]. `layers_alike`: any layer may take the
-    place of any other.
+    place of any other; the configuration decides. `follows`: further fields that are as large as an axis. `refused`
+    says what of a configuration a table cannot hold, "" if it can.
     """
 
     model_type: str
@@ -104,6 +105,8 @@ class Family:
     last_norm: str | None = None
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     layers_alike: bool = True
+    follows: Mapping[str, str] = field(default_factory=dict)
+    refused: Callable[[Any], str] | None = None
 
     def attention_inputs(self) -> dict[str, str]:
         """queries, keys, values -> how the name of that matrix ends in every layer: a table's first, in this order."""
@@ -156,7 +159,8 @@ class WidthPlan:
         values = {name: getattr(widths, name) for name in ("hidden", "ffn", "heads", "head_size")}
         values["key_value_heads"] = self.size("heads", widths)
         values |= {axis: values[other] for axis, other in self.family.merges.items() if axis not in self.fixed}
-        return {self.family.fields[axis]: value for axis, value in values.items() if axis in self.family.fields}
+        found = {self.family.fields[axis]: value for axis, value in values.items() if axis in self.family.fields}
+        return found | {name: values[axis] for name, axis in self.family.follows.items()}
 
     def find(self, name: str) -> tuple[Row, int | None] | None:
         """The row of a parameter and its layer number; None if the table does not know the name.

@@ -56,18 +56,21 @@ def step_parts(
     """The terms of `step_flops`: teacher, body, head and projections.
 
     Losses on attention maps add no matrix work: the maps are a by-product of the forward pass. The projections lift the
-    student's own states, so their backward pass makes two products, as a layer's does.
+    student's own states, so their backward pass makes two products, as a layer's does. Logits in parts ("predicted")
+    are made once more for the backward pass, by both heads.
     """
     head_share = predicted_share * _speaks(reads)
     teacher = 0.0
     if teacher_reads is not None:
         its = teacher_plan or plan
         teacher_share = predicted_share * _speaks(teacher_reads)
-        teacher = body_flops(its, its.full, sequence_length) + teacher_share * head_flops(its, its.full)
+        heads = 2 * FORWARD if "predicted" in teacher_reads else FORWARD
+        teacher = FORWARD * body_flops(its, its.full, sequence_length)
+        teacher += heads * teacher_share * head_flops(its, its.full)
     return {
-        "teacher": FORWARD * teacher,
+        "teacher": teacher,
         "body": FORWARD_AND_BACKWARD * body_flops(plan, student, sequence_length),
-        "head": FORWARD_AND_BACKWARD * head_share * head_flops(plan, student),
+        "head": (FORWARD_AND_BACKWARD + ("predicted" in reads)) * head_share * head_flops(plan, student),
         "projections": FORWARD_AND_BACKWARD * projection_flops(plan, student, reads),
     }
 

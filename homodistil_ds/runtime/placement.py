@@ -15,6 +15,7 @@ from torch import nn
 from homodistil_ds.errors import HomodistilError, did_you_mean
 from homodistil_ds.machine import PLACEMENTS
 from homodistil_ds.runtime import memory, ranks
+from homodistil_ds.runtime.rounding import in_format
 from homodistil_ds.runtime.shards import partition
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -142,6 +143,6 @@ def serve(module: nn.Module, placement: str, ds_config: dict[str, Any], dtype: t
     The engine has no optimizer; each forward gathers one submodule after the other, so all ranks must call it.
     """
     if placement == "replicated":
-        return module.to(ranks.device(), dtype)
+        return in_format(module.to(ranks.device()), dtype)
     engine, *_ = deepspeed.initialize(model=module, config=ds_config)
     return engine

@@ -43,6 +43,8 @@ def two(values: dict[str, Any], folder: Path) -> Results:
         cases[f"whole {stage}"] = {"machine": machine(stage)}
         cases[f"parts {stage}"] = {"machine": machine(stage), "most_entries": FEW}
         resume = step(folder / "two", f"parts {stage}", STOPPED)
+        if stage:
+            cases[f"bf16 {stage}"] = {"machine": machine(stage, bf16=True), "most_entries": FEW}
         cases[f"resumed {stage}"] = cases[f"parts {stage}"] | {"resume": resume}
     return work(2, "resume", folder / "two", config=values, cases=cases)
 
@@ -51,6 +53,14 @@ def two(values: dict[str, Any], folder: Path) -> Results:
 @pytest.mark.parametrize("stage", STAGES)
 def test_stages_and_parts_of_the_vocabulary_change_nothing(two: Results, stage: int, form: str) -> None:
     alike(two[f"{form} {stage}"], two["whole 0"])
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_half_precision_leaves_rotary_frequencies_exact(two: Results, stage: int) -> None:
+    """After the last cut: rounded ones would be other positions."""
+    assert two[f"bf16 {stage}"]["frequencies"] == two["whole 0"]["frequencies"]
+    assert len(two["whole 0"]["frequencies"]) == 2
+    assert two[f"bf16 {stage}"]["history"][-1]["kl"] == pytest.approx(two["whole 0"]["history"][-1]["kl"], rel=0.2)
 
 
 @pytest.mark.parametrize("ranks", [1, 4])

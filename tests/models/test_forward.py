@@ -37,6 +37,7 @@ POSITIONS = torch.tensor([[1, 4], [0, 9], [5, 6]])
 def test_activations_are_those_of_the_plain_model_and_logits_those_at_the_positions(
     model: PreTrainedModel, plan: WidthPlan, ids: torch.Tensor
 ) -> None:
+    model.config.use_cache = False
     plain = model(ids, output_hidden_states=True, output_attentions=True)
     own = forward(model, plan.family, ids, POSITIONS, ALL)
     assert own.logits is not None

@@ -27,7 +27,7 @@ def test_apart_and_together_it_is_the_same_model(variant: str) -> None:
     ids = torch.randint(5, 185, (2, 9), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(apart(ids).logits, plain(ids).logits, atol=1e-6, rtol=1e-6)
     assert len(list(apart.parameters())) > len(list(plain.parameters()))
-    again = put_together(apart, family)
+    again = put_together(apart)
     assert again.state_dict().keys() == plain.state_dict().keys()
     for name, tensor in again.state_dict().items():
         assert torch.equal(tensor, plain.state_dict()[name]), name
@@ -37,5 +37,5 @@ def test_a_model_without_fused_matrices_is_left_as_it_is() -> None:
     plain = AUTO_CLASSES["masked"].from_config(tiny_config("bert"))
     before = dict(plain.named_parameters())
     assert taken_apart(plain, FAMILIES["bert"]) is plain
-    assert put_together(plain, FAMILIES["bert"]) is plain
+    assert put_together(plain) is plain
     assert dict(plain.named_parameters()).keys() == before.keys()

@@ -117,7 +117,7 @@ def test_an_undamaged_folder_loads_in_eval_mode_and_float32(folder: Path) -> Non
 def headless(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A folder of an encoder without its vocabulary head."""
     model = tiny_model(request.param)
-    put_together(model, plan_for(model.config).family).base_model.save_pretrained(tmp_path)
+    put_together(model).base_model.save_pretrained(tmp_path)
     tokenizer(model.config.vocab_size).save_pretrained(tmp_path)
     return tmp_path
 

@@ -225,7 +225,7 @@ def test_the_exported_folder_gives_the_same_logits_in_plain_transformers(
     pruned: Pruned, ids: torch.Tensor, tmp_path: Path
 ) -> None:
     small = export(pruned.student.model, pruned.plan, pruned.widths, pruned.masks.indices())
-    put_together(small, pruned.plan.family).save_pretrained(tmp_path)
+    put_together(small).save_pretrained(tmp_path)
     plain = AUTO_CLASSES[pruned.plan.family.language_model]
     loaded, info = plain.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))

@@ -28,6 +28,9 @@ def note_the_end(setting: Setting, stage: Stage) -> None:
     for name, weight in sorted(full_weights(stage.engine).items()):
         digest.update(name.encode() + weight.numpy().tobytes())
     ended.update(weights=digest.hexdigest(), history=stage.history, masks=stage.pruner.masks.digest())
+    models = [stage.engine.module, *filter(None, [stage.teacher])]
+    buffers = [buffer for model in models for name, buffer in model.named_buffers() if name.endswith("inv_freq")]
+    ended.update(frequencies=[buffer.double().tolist() for buffer in buffers])
     ended.update(scores={name: values.tolist() for name, values in stage.pruner.importance.values().items()})
     setting.monitor.close()
     engine.dispose(stage.engine)
