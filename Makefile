@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 # One process per GPU; two on a machine without.
 RANKS ?= $(shell n=$$(nvidia-smi -L 2>/dev/null | grep -c GPU); echo $$(( n > 0 ? n : 2 )))
 DEMO_DIR ?= runs/demo
+# Test files beside each other; those that measure time or fill the machine come after them, alone.
+TEST_JOBS ?= 2
 # make tensorboard: what to show and where; LOGIN=user@host of a login node to jump over.
 RUNS ?= runs
 PORT ?= 6006
@@ -22,7 +24,8 @@ demo: $(VENV)/.installed
 	  homodistil_ds/train.py --deepspeed_config ds_configs/zero2.json --output_dir $(DEMO_DIR)
 
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile -m "not alone"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m alone
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -137,7 +137,7 @@ class RunConfig:
     """One run. Saved as run_config.json in the run directory and read back with --config."""
 
     method: Literal["homodistil", "pretrain", "finetune", "mixkd", "minidisc"] = "homodistil"
-    """homodistil: prune and distil a student. pretrain: masked-language-model training without a teacher. finetune: a
+    """homodistil: prune and distil a student. pretrain: language-model training without a teacher. finetune: a
     model learns a task. mixkd: a model learns a task from a teacher that knows it. minidisc: nested students of a
     family learn a task together from a teacher that knows it."""
     teacher: str = BUILTIN
@@ -155,7 +155,7 @@ class RunConfig:
     global_batch_size: int = 32
     """Sequences per optimizer step, over all ranks and accumulation steps."""
     sequence_length: int = 128
-    """Tokens per sequence, [CLS] and [SEP] included."""
+    """Tokens per sequence, those included that the tokenizer adds."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
     mask_probability: float = 0.15

@@ -57,9 +57,9 @@ def test_stages_and_parts_of_the_vocabulary_change_nothing(two: Results, stage: 
 
 @pytest.mark.parametrize("stage", STAGES[1:])
 def test_half_precision_leaves_rotary_frequencies_exact(two: Results, stage: int) -> None:
-    """After the last cut: rounded ones would be other positions."""
+    """Of student and teacher, after the last cut: rounded ones would be other positions."""
+    assert two["whole 0"]["frequencies"]
     assert two[f"bf16 {stage}"]["frequencies"] == two["whole 0"]["frequencies"]
-    assert len(two["whole 0"]["frequencies"]) == 2
     assert two[f"bf16 {stage}"]["history"][-1]["kl"] == pytest.approx(two["whole 0"]["history"][-1]["kl"], rel=0.2)
 
 

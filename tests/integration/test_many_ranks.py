@@ -9,6 +9,7 @@ import pytest
 from many_ranks import TOLERANCE, bert_base, comparison, count_here, measured, plan, shape_of
 
 WORLDS = (2, 4, 8)
+pytestmark = pytest.mark.alone
 FLAT = ("scoring", "agreement", "stop", "together", "resume")  # as much for one rank, however many there are
 
 

@@ -11,6 +11,7 @@ import pytest
 from integration.processes import work
 
 NAP = 0.25
+pytestmark = pytest.mark.alone
 
 
 def test_the_slow_rank_is_named_once_and_an_even_run_warns_of_nobody(

@@ -1,5 +1,7 @@
 """A shallower student has exactly the teacher's layers that it should."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from family_models import VARIANTS, tiny_model
@@ -7,6 +9,7 @@ from family_models import VARIANTS, tiny_model
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.models.depth import from_layers, layer_map, outline_of, shallower
 from homodistil_ds.models.families import plan_for
+from homodistil_ds.models.fused import put_together
 from homodistil_ds.models.pieces import reader_of, unfilled
 from homodistil_ds.models.width import count
 from homodistil_ds.runtime.placement import fill
@@ -39,13 +42,16 @@ def test_a_depth_that_cannot_be_is_refused(student: int) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
-def test_a_shallower_student_computes_what_the_teacher_without_the_other_layers_computes(variant: str) -> None:
+def test_a_shallower_student_computes_what_the_teacher_without_the_other_layers_computes(
+    variant: str, tmp_path: Path
+) -> None:
     teacher = tiny_model(variant)
     plan = plan_for(teacher.config)
     layers = (1,) if plan.family.layers_alike else (0,)
     student = unfilled(outline_of(teacher, plan, layers))
     fill(student, from_layers(reader_of(teacher), plan, layers))
     assert sum(p.numel() for p in student.parameters()) == count(shallower(plan, layers), plan.full).with_head
+    put_together(student).save_pretrained(tmp_path)
     ids = torch.randint(5, 185, (2, 9), generator=torch.Generator().manual_seed(0))
     base = teacher.base_model
     stack = next((getattr(base, name) for name in ("encoder", "decoder", "transformer") if hasattr(base, name)), base)

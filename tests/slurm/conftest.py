@@ -20,6 +20,14 @@ from tiny_run import Outcome, write_corpus, write_teacher
 
 from tests.slurm.cluster import Cluster, cluster, why_not
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The cluster has one set of addresses, and its jobs are watched by the clock."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.alone)
+
+
 PROJECT = Path(__file__).resolve().parent.parent.parent
 MACHINE = {"train_micro_batch_size_per_gpu": 4, "zero_optimization": {"stage": 2}, "gradient_clipping": 1.0}
 STEPS = 120
