@@ -60,7 +60,9 @@ def test_half_precision_leaves_rotary_frequencies_exact(two: Results, stage: int
     """Of student and teacher, after the last cut: rounded ones would be other positions."""
     assert two["whole 0"]["frequencies"]
     assert two[f"bf16 {stage}"]["frequencies"] == two["whole 0"]["frequencies"]
-    assert two[f"bf16 {stage}"]["history"][-1]["kl"] == pytest.approx(two["whole 0"]["history"][-1]["kl"], rel=0.2)
+    assert two[f"bf16 {stage}"]["history"][-1]["discrepancy_kl"] == pytest.approx(
+        two["whole 0"]["history"][-1]["discrepancy_kl"], rel=0.2
+    )
 
 
 @pytest.mark.parametrize("ranks", [1, 4])
