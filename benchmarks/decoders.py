@@ -25,7 +25,7 @@ import torch
 from homotopy import target
 from quality_arms import Arm, shape
 from quality_cells import ROOT, TRAIN, Cells, as_flags, execute
-from quality_table import form, line, millions
+from quality_table import form, line, millions, nats
 from tokenizers import ByteLevelBPETokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -173,7 +173,7 @@ def write(folder: Path) -> str:
         lines.append(line(["teacher", *sizes, "", f"{teacher['heldout_loss']:.3f}", "0", "", "", ""]))
     for name, runs in rows.items():
         student, first = runs[0]["report"]["student"], runs[0]
-        figures = [spread([run["report"]["student"][of] for run in runs]) for of in ("heldout_loss", "discrepancy_kl")]
+        figures = [nats([run["report"]["student"][of] for run in runs]) for of in ("heldout_loss", "discrepancy_kl")]
         seconds = [run["report"]["loop_cpu_seconds"] - run["report"]["measured_cpu_seconds"] for run in runs]
         cells = [name, form(student["widths"]), millions(student["parameters"])]
         cells += [f"{first['arm']['learning_rate']:g}{' (edge)' * first['arm']['at_edge']}", *figures]
@@ -183,11 +183,6 @@ def write(folder: Path) -> str:
     (folder / "decoders.md").write_text(page, encoding="utf-8")
     (folder / "decoders.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     return page
-
-
-def spread(values: list[float]) -> str:
-    mean = f"{statistics.mean(values):.3f}"
-    return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
 
 
 if __name__ == "__main__":

@@ -13,6 +13,13 @@ FIELDS = {
 }
 
 
+VOCABULARY_HEAD = (
+    Row(pattern="cls.predictions.bias", axes=("vocab",), part="head"),
+    Row(pattern="cls.predictions.transform.dense.weight", axes=("hidden", "hidden"), part="head"),
+    Row(pattern="cls.predictions.transform.dense.bias", axes=("hidden",), part="head"),
+    Row(pattern="cls.predictions.transform.LayerNorm.weight", axes=("hidden",), part="head"),
+    Row(pattern="cls.predictions.transform.LayerNorm.bias", axes=("hidden",), part="head"),
+)
 QUERY = ("attention.self.query.weight", "attention.self.query.bias")
 
 
@@ -67,11 +74,7 @@ BERT = Family(
     rows=(
         *embeddings("bert"),
         *layers("bert"),
-        Row(pattern="cls.predictions.bias", axes=("vocab",), part="head"),
-        Row(pattern="cls.predictions.transform.dense.weight", axes=("hidden", "hidden"), part="head"),
-        Row(pattern="cls.predictions.transform.dense.bias", axes=("hidden",), part="head"),
-        Row(pattern="cls.predictions.transform.LayerNorm.weight", axes=("hidden",), part="head"),
-        Row(pattern="cls.predictions.transform.LayerNorm.bias", axes=("hidden",), part="head"),
+        *VOCABULARY_HEAD,
     ),
     fields=FIELDS,
     attention="attention.self",

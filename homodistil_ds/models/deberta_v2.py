@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from homodistil_ds.models.bert import FIELDS, task_head
-from homodistil_ds.models.width import Axis, Family, Row
+from homodistil_ds.models.bert import FIELDS, VOCABULARY_HEAD, task_head
+from homodistil_ds.models.width import Axis, Family, Row, matrices
 
 _EMBEDDINGS = "deberta.embeddings"
 _LAYER = "deberta.encoder.layer.{layer}"
@@ -58,8 +58,7 @@ DEBERTA_V2 = Family(
             when=lambda config: config.type_vocab_size > 0,
         ),
         *(Row(pattern=f"{_EMBEDDINGS}.LayerNorm.{name}", axes=("hidden",), part="embeddings") for name in _BOTH),
-        *(Row(pattern=f"{_LAYER}.{name}.weight", axes=axes, part="matrices") for name, axes in _MATRICES.items()),
-        *(Row(pattern=f"{_LAYER}.{name}.bias", axes=axes[:1], part="vectors") for name, axes in _MATRICES.items()),
+        *matrices(_LAYER, _MATRICES),
         *(
             Row(
                 pattern=f"{_LAYER}.{_SELF}.{matrix}.{name}",
@@ -90,11 +89,7 @@ DEBERTA_V2 = Family(
             )
             for name in _BOTH
         ),
-        Row(pattern="cls.predictions.bias", axes=("vocab",), part="head"),
-        Row(pattern="cls.predictions.transform.dense.weight", axes=("hidden", "hidden"), part="head"),
-        Row(pattern="cls.predictions.transform.dense.bias", axes=("hidden",), part="head"),
-        Row(pattern="cls.predictions.transform.LayerNorm.weight", axes=("hidden",), part="head"),
-        Row(pattern="cls.predictions.transform.LayerNorm.bias", axes=("hidden",), part="head"),
+        *VOCABULARY_HEAD,
     ),
     fields=FIELDS,
     attention=None,  # it scales by what it finds

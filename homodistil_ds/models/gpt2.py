@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from homodistil_ds.models.width import Axis, Family, Row
+from homodistil_ds.models.width import Axis, Family, Row, matrices
 
 _LAYER = "transformer.h.{layer}"
 _MATRICES: dict[str, tuple[Axis, Axis]] = {
@@ -28,8 +28,7 @@ GPT2 = Family(
     rows=(
         Row(pattern="transformer.wte.weight", axes=("vocab", "hidden"), part="embeddings"),
         Row(pattern="transformer.wpe.weight", axes=("position", "hidden"), part="embeddings"),
-        *(Row(pattern=f"{_LAYER}.{name}.weight", axes=axes, part="matrices") for name, axes in _MATRICES.items()),
-        *(Row(pattern=f"{_LAYER}.{name}.bias", axes=axes[:1], part="vectors") for name, axes in _MATRICES.items()),
+        *matrices(_LAYER, _MATRICES),
         *(
             Row(pattern=f"{norm}.{name}", axes=("hidden",), part="vectors")
             for norm in _NORMS

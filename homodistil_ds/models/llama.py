@@ -1,11 +1,9 @@
 """The width table of Llama (Hugging Face model_type "llama"), and what others share with it. A table, no code."""
 
-from collections.abc import Callable
 from typing import Any
 
-from homodistil_ds.models.width import Axis, Family, Row
+from homodistil_ds.models.width import Asked, Axis, Family, Row, matrices
 
-Asked = Callable[[Any], bool]
 _LAYER = "model.layers.{layer}"
 # Name of a matrix in a layer -> what it gives and what it takes.
 _ATTENTION: dict[str, tuple[Axis, Axis]] = {
@@ -39,14 +37,9 @@ def decoder(inputs_biased: Asked = never, output_biased: Asked = never, ffn_bias
     """The whole model: its matrices have biases where the configuration says so, those of attention apart."""
     biased = {name: ffn_biased for name in _FEED_FORWARD} | {name: inputs_biased for name in _ATTENTION}
     biased["self_attn.o_proj"] = output_biased
-    matrices = _ATTENTION | _FEED_FORWARD
     return (
         Row(pattern="model.embed_tokens.weight", axes=("vocab", "hidden"), part="embeddings"),
-        *(Row(pattern=f"{_LAYER}.{name}.weight", axes=axes, part="matrices") for name, axes in matrices.items()),
-        *(
-            Row(pattern=f"{_LAYER}.{name}.bias", axes=axes[:1], part="vectors", when=biased[name])
-            for name, axes in matrices.items()
-        ),
+        *matrices(_LAYER, _ATTENTION | _FEED_FORWARD, biased),
         Row(pattern=f"{_LAYER}.input_layernorm.weight", axes=("hidden",), part="vectors"),
         Row(pattern=f"{_LAYER}.post_attention_layernorm.weight", axes=("hidden",), part="vectors"),
         Row(pattern="model.norm.weight", axes=("hidden",), part="vectors"),

@@ -1,6 +1,6 @@
 """The width table of OPT (Hugging Face model_type "opt"), with embeddings as wide as its layers. A table, no code."""
 
-from homodistil_ds.models.width import Axis, Family, Row
+from homodistil_ds.models.width import Axis, Family, Row, matrices
 
 _LAYER = "model.decoder.layers.{layer}"
 # In the order queries, keys, values; the model itself has its keys first.
@@ -20,16 +20,7 @@ OPT = Family(
     rows=(
         Row(pattern="model.decoder.embed_tokens.weight", axes=("vocab", "embedding"), part="embeddings"),
         Row(pattern="model.decoder.embed_positions.weight", axes=("position", "hidden"), part="embeddings"),
-        *(Row(pattern=f"{_LAYER}.{name}.weight", axes=axes, part="matrices") for name, axes in _MATRICES.items()),
-        *(
-            Row(
-                pattern=f"{_LAYER}.{name}.bias",
-                axes=axes[:1],
-                part="vectors",
-                when=lambda config: config.enable_bias,
-            )
-            for name, axes in _MATRICES.items()
-        ),
+        *matrices(_LAYER, _MATRICES, dict.fromkeys(_MATRICES, lambda config: config.enable_bias)),
         *(
             Row(
                 pattern=f"{place}.{name}",

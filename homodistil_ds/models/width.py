@@ -58,6 +58,24 @@ class Row:
     since: int = 0
 
 
+Asked = Callable[[Any], bool]
+
+
+def matrices(
+    place: str, axes: Mapping[str, tuple[Axis, Axis]], biased: Mapping[str, Asked] | None = None
+) -> tuple[Row, ...]:
+    """Rows of a layer's matrices [out, in] at `place`, name -> axes: all weights, then their biases; those named in
+    `biased` have one where the configuration says so."""
+    asked = biased or {}
+    return (
+        *(Row(pattern=f"{place}.{name}.weight", axes=own, part="matrices") for name, own in axes.items()),
+        *(
+            Row(pattern=f"{place}.{name}.bias", axes=own[:1], part="vectors", when=asked.get(name))
+            for name, own in axes.items()
+        ),
+    )
+
+
 # The projections of a Student, [teacher hidden, hidden]: masked and cut, never scored, counted or exported.
 PROJECTIONS = tuple(
     Row(pattern=f"projections.{name}.weight", axes=("teacher", "hidden"), part="head", scored=False)
