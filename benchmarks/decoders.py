@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from homotopy import target
 from quality_arms import Arm, shape
-from quality_cells import ROOT, TRAIN, Cells, as_flags, execute
+from quality_cells import ROOT, TRAIN, Cells, as_flags, execute, prepare_corpus, side_by_side
 from quality_table import form, line, millions, nats
 from tokenizers import ByteLevelBPETokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -74,18 +74,15 @@ def flags() -> argparse.ArgumentParser:
 def run(given: argparse.Namespace) -> None:
     folder: Path = given.output_dir
     start = untrained(folder / "start", given)
-    prepare = [str(ROOT / "tools" / "prepare_corpus.py"), "--corpus", *given.corpus, "--tokenizer", str(start)]
-    prepare += ["--output_dir", str(folder / "corpus"), "--sequence_length", str(given.sequence_length)]
-    if not (folder / "corpus" / "index.json").exists():
-        execute(prepare, folder / "corpus.log")
+    prepare_corpus(given, str(start))
     given.teacher = str(trained(start, folder / "teacher", given))
     plan = plan_for(LlamaConfig.from_pretrained(given.teacher))
     cells = Cells(given, plan)
     with ThreadPoolExecutor(given.jobs) as pool:
         rates = list(pool.map(cells.rate, arms(plan, given.compressions)))
-        tuned = zip(arms(plan, given.compressions), rates, strict=True)
-        runs = [(arm, rate, seed) for (arm, rate), seed in itertools.product(tuned, given.seeds)]
-        list(pool.map(lambda one: distil(cells, *one), runs))
+    tuned = zip(arms(plan, given.compressions), rates, strict=True)
+    runs = [(arm, rate, seed) for (arm, rate), seed in itertools.product(tuned, given.seeds)]
+    side_by_side(given.jobs, runs, lambda one: distil(cells, *one))
 
 
 def arms(plan: WidthPlan, compressions: list[float]) -> list[Arm]:

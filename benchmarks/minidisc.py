@@ -14,20 +14,33 @@ import argparse
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import minidisc_table
 from minidisc_cost import measure
-from quality_cells import GLUE, ROOT, TASKS, TRAIN, as_flags, epochs, execute
+from quality_cells import (
+    ROOT,
+    SHARES,
+    TASKS,
+    TRAIN,
+    Cells,
+    Item,
+    as_flags,
+    epochs,
+    execute,
+    prepare_corpus,
+    side_by_side,
+)
+from transformers import AutoConfig
+
+from homodistil_ds.models.families import plan_for
+from homodistil_ds.models.loading import folder_of
 
 PARTS = ("tasks", "text", "text_on_tasks", "cost")
-SHARES = {"SST-2": 0.1}  # of the training examples
 FIXED = ("teacher", "corpus", "data", "scales", "targets", "epochs", "learning_rate", "text_steps", "text_rate")
 FIXED += ("batch", "sequence_length", "held_out_sequences")
-Item = TypeVar("Item")
 
 
 def main() -> None:
@@ -72,6 +85,7 @@ class Bench:
     def __init__(self, given: argparse.Namespace) -> None:
         self.given = given
         self.folder: Path = given.output_dir
+        self.cells = Cells(given, plan_for(AutoConfig.from_pretrained(folder_of(given.teacher))))
         self.targets = scales_text(given.targets)
         self.family = scales_text([*given.scales, *given.targets])
 
@@ -93,8 +107,7 @@ class Bench:
         if self.given.task_teachers:
             return str(self.given.task_teachers / f"{task}-0" / "student")
         folder = self.folder / "teachers"
-        if not (folder / f"{task}-0" / "report.json").exists():
-            self.fine_tune(folder, self.given.teacher, task, [0], "--save_models")
+        self.fine_tune(folder, self.given.teacher, task, [0], keep=True)
         return str(folder / f"{task}-0" / "student")
 
     def on_task(self, task: str, seed: int) -> None:
@@ -127,9 +140,7 @@ class Bench:
 
     def text(self) -> None:
         """The same on the path of one homotopic descent, and the smallest target alone, for the family's cost."""
-        command = [str(ROOT / "tools" / "prepare_corpus.py"), "--corpus", *self.given.corpus]
-        command += ["--teacher", self.given.teacher, "--output_dir", str(self.folder / "corpus")]
-        execute([*command, "--sequence_length", str(self.given.sequence_length)], self.folder / "corpus.log")
+        prepare_corpus(self.given, self.given.teacher)
         self.each(self.given.seeds, lambda seed: self.distil("trial", self.family, seed))
         seconds = [(f"assistant-{scale:g}", scale) for scale in self.given.scales]
         alone = [(f"alone-{target:g}", f"{target:g}", 1, None) for target in self.given.targets]
@@ -170,33 +181,16 @@ class Bench:
         last = target == self.given.targets[-1]
         own = self.folder / "text" / str(self.given.seeds[0]) / arm
         folder = self.folder / "text_on_tasks" / f"{arm}-at-{target:g}"
-        if not all((folder / f"{task}-{seed}" / "report.json").exists() for seed in self.given.seeds):
-            model = own / "student" if last else own / "students" / f"{target:g}"
-            self.fine_tune(folder, str(model), task, self.given.seeds)
+        model = own / "student" if last else own / "students" / f"{target:g}"
+        self.fine_tune(folder, str(model), task, self.given.seeds)
 
     def cost(self) -> None:
         if not (self.folder / "cost.json").exists():
             found = measure(self.folder / "cost", self.task_teacher("MRPC"), self.given.data)
             (self.folder / "cost.json").write_text(json.dumps(found, indent=1) + "\n")
 
-    def fine_tune(self, folder: Path, model: str, task: str, seeds: list[int], *more: str) -> None:
-        share = SHARES.get(task, 1.0)
-        values: dict[str, Any] = {
-            "model": model,
-            "data": self.given.data,
-            "tasks": task,
-            "preset": "finetune",
-            "output_dir": folder,
-            "deepspeed_config": self.given.deepspeed_config,
-            "learning_rates": self.given.learning_rate,
-            "epochs": epochs(task, share) * self.given.epochs,
-            "sequence_length": self.given.sequence_length,
-            "task.fraction": share,
-        }
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [str(GLUE), *as_flags(values), "--task.no-predict", "--seeds", *map(str, seeds), *more]
-        execute(command, folder / f"{task}.log")
-        print(f"done: {folder.name} {task}", flush=True)
+    def fine_tune(self, folder: Path, model: str, task: str, seeds: Sequence[int], keep: bool = False) -> None:
+        self.cells.learn(folder, model, task, "finetune", seeds, SHARES.get(task, 1.0), keep=keep)
 
     def train(self, place: Path, values: dict[str, Any]) -> Path:
         """One run, unless it is complete; its folder."""
@@ -216,8 +210,7 @@ class Bench:
             shutil.rmtree(folder)
 
     def each(self, items: Iterable[Item], action: Callable[[Item], object]) -> None:
-        with ThreadPoolExecutor(self.given.jobs) as pool:
-            list(pool.map(action, items))
+        side_by_side(self.given.jobs, items, action)
 
 
 def scales_text(scales: Iterable[float]) -> str:

@@ -14,13 +14,12 @@ import argparse
 import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import quality_table
 from quality_arms import FIRST_LAYERS, FULL_METHOD, Arm, ablations, arms
-from quality_cells import ROOT, TASKS, Cells, epochs, execute
+from quality_cells import FEW, ROOT, SHARES, TASKS, Cells, Item, epochs, prepare_corpus, side_by_side
 from transformers import AutoConfig
 
 from homodistil_ds.models.families import plan_for
@@ -28,8 +27,6 @@ from homodistil_ds.models.loading import folder_of
 
 PARTS = ("distil", "ablate", "glue", "mixkd")
 RATES = (1e-3, 2e-3, 4e-3)
-FEW = 0.1  # the limited share of the training examples
-SHARES = {"SST-2": FEW}  # in the main table: all of it would cost more than everything else together
 # Folder -> preset, and times the epochs: MixKD shows a mixture beside every example, twice the rows of plain KD.
 ON_TASKS = {
     "fine-tuning": ("finetune", 1.0),
@@ -40,7 +37,6 @@ ON_TASKS = {
 # One folder is of one comparison: these decide its figures.
 FIXED = ("teacher", "corpus", "data", "steps", "batch", "sequence_length", "held_out_sequences", "rates", "epochs")
 FIXED += ("learning_rate", "deepspeed_config")
-Item = TypeVar("Item")
 
 
 def main() -> None:
@@ -50,7 +46,7 @@ def main() -> None:
         bench = Bench(given)
         bench.check_same()
         if {"distil", "ablate"} & set(given.parts):
-            bench.prepare()
+            prepare_corpus(given, given.teacher)
         for part in given.parts:
             getattr(bench, part)()
     print(quality_table.write(given.output_dir))
@@ -109,13 +105,6 @@ class Bench:
 
     def epochs(self, task: str) -> float:
         return self.given.epochs * epochs(task, SHARES.get(task, 1.0))
-
-    def prepare(self) -> None:
-        """The corpus, once for all."""
-        command = [str(ROOT / "tools" / "prepare_corpus.py"), "--corpus", *self.given.corpus]
-        command += ["--teacher", self.given.teacher, "--output_dir", str(self.folder / "corpus")]
-        command += ["--sequence_length", str(self.given.sequence_length)]
-        execute(command, self.folder / "corpus.log")
 
     def distil(self) -> None:
         self.each(self.wanted(arms(self.plan)), lambda arm: self.run(arm, self.cells.rate(arm)))
@@ -179,8 +168,7 @@ class Bench:
         return [arm for arm in arms if not self.given.only or arm.name in self.given.only]
 
     def each(self, items: Iterable[Item], action: Callable[[Item], object]) -> None:
-        with ThreadPoolExecutor(self.given.jobs) as pool:
-            list(pool.map(action, items))
+        side_by_side(self.given.jobs, items, action)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The cells of benchmarks/quality.py: runs of the real commands, made unless they are complete. It compares nothing."""
+"""Cells of a comparison: runs of the real commands, made unless they are complete. It compares nothing."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from quality_arms import THESIS, Arm, Flags, folder_of
 
@@ -24,6 +25,9 @@ TRAIN, GLUE = ROOT / "homodistil_ds" / "train.py", ROOT / "tools" / "evaluate_gl
 STILL = 1e-9  # the learning rate of a student that is not trained
 TRIAL = 8  # a trial has one in so many of the steps
 TASKS = {"SST-2": 1.0, "MRPC": 5.0, "CoLA": 3.0}  # epochs on all training examples
+FEW = 0.1  # the limited share of the training examples
+SHARES = {"SST-2": FEW}  # in tables of tasks: all of it would cost more than everything else together
+Item = TypeVar("Item")
 
 
 class Cells:
@@ -139,6 +143,18 @@ class Cells:
         folder.mkdir(parents=True, exist_ok=True)
         execute([*command, *(["--save_models"] if keep else [])], folder / f"{task}.log")
         print(f"done: {folder.parent.name}/{folder.name} {task} {list(seeds)}", flush=True)
+
+
+def prepare_corpus(given: argparse.Namespace, teacher: str) -> None:
+    """The corpus of a comparison, once for all its runs, in corpus/ of its folder."""
+    command = [str(ROOT / "tools" / "prepare_corpus.py"), "--corpus", *given.corpus, "--teacher", teacher]
+    command += ["--output_dir", str(given.output_dir / "corpus"), "--sequence_length", str(given.sequence_length)]
+    execute(command, given.output_dir / "corpus.log")
+
+
+def side_by_side(jobs: int, items: Iterable[Item], action: Callable[[Item], object]) -> None:
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(action, items))
 
 
 def epochs(task: str, share: float) -> float:
