@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import deepspeed.comm
 import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 COLLECTIVES = ("all_reduce", "all_gather", "all_gather_into_tensor", "reduce", "reduce_scatter", "broadcast", "gather")
 COLLECTIVES += ("reduce_scatter_tensor", "scatter", "all_to_all", "all_to_all_single", "barrier")
+# DeepSpeed looks these up once, when it starts: attribute of its backend -> name of the collective.
+KEPT = {"all_gather_function": "all_gather_into_tensor", "reduce_scatter_function": "reduce_scatter_tensor"}
 # Arguments that hold what comes in; all others are what goes out, and these two are both.
 INCOMING = ("tensor_list", "output_tensor", "gather_list", "output", "output_tensor_list")
 BOTH = {"all_reduce", "broadcast"}
@@ -32,8 +35,11 @@ class Counting:
 
     def __enter__(self) -> Counting:
         self.originals = {name: getattr(dist, name) for name in COLLECTIVES}
-        for name, original in self.originals.items():
-            self.put(name, self.noting(name, original))
+        self.backend = deepspeed.comm.comm.cdb
+        noted = {name: self.noting(name, original) for name, original in self.originals.items()}
+        for name, function in noted.items():
+            self.put(name, function)
+        self.keep(noted)
         return self
 
     def noting(self, name: str, original: Any) -> Any:
@@ -54,9 +60,15 @@ class Counting:
         setattr(dist, name, function)
         setattr(distributed_c10d, name, function)
 
+    def keep(self, functions: dict[str, Any]) -> None:
+        for attribute, name in KEPT.items():
+            if self.backend is not None:
+                setattr(self.backend, attribute, functions[name])
+
     def __exit__(self, *_: object) -> None:
         for name, original in self.originals.items():
             self.put(name, original)
+        self.keep(self.originals)
 
     @property
     def figures(self) -> dict[str, int]:

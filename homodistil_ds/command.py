@@ -35,6 +35,7 @@ Flags of the machine, read first:
                            ranks) or cpu_offload (those pieces in host memory)
   --resume                 never, auto (the newest whole checkpoint of --output_dir) or the
                            path of a checkpoint or run; nothing to resume from is an error
+  --plan                   print what this run takes (memory, traffic, time, cost), run nothing
   --preset NAME            run to start from (default: demo): {presets}
   --config FILE            start from a saved run_config.json instead of a preset
   --debug                  show the traceback of an error
@@ -48,6 +49,9 @@ def main(arguments: list[str]) -> int:
     def run() -> None:
         config, machine = parse(arguments, launch.is_first_rank())
         # Only now: torch, transformers and DeepSpeed take seconds to import, --help should not.
+        if machine.plan:
+            importlib.import_module("homodistil_ds.planning.page").show(config, machine)
+            return
         methods = importlib.import_module("homodistil_ds.methods")
         with methods.process_group(config.method):
             methods.run_method(config, machine, methods.command_of("homodistil_ds/train.py", arguments))
@@ -99,6 +103,7 @@ def parse(arguments: list[str], first: bool) -> tuple[RunConfig, Machine]:
     for name in (*names, "preset", "config", "local_rank"):
         flags.add_argument(*dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")), dest=name)
     flags.add_argument("--debug", action="store_true")
+    flags.add_argument("--plan", action="store_true")
     try:
         machine, rest = flags.parse_known_args(arguments)
     except argparse.ArgumentError as error:
@@ -150,6 +155,7 @@ def machine_of(flags: argparse.Namespace) -> Machine:
         ds_config_after_cuts=ds_config.read(Path(later)) if later else None,
         teacher_placement=placement,
         resume=flags.resume or "never",
+        plan=flags.plan,
     )
 
 

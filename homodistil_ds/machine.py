@@ -20,3 +20,5 @@ class Machine:
     """Whole on every rank, in pieces over the ranks, or in pieces in host memory; one of PLACEMENTS."""
     resume: str = "never"
     """`never` starts a run, `auto` goes on from the newest whole checkpoint, a path from that one."""
+    plan: bool = False
+    """Print what the run would take in place of running it."""

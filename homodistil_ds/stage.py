@@ -49,7 +49,7 @@ class Stage:
     the engine holds several.
     `measure(student, teacher)` gives the figures of what is not trained on. `loop_seconds` and `loop_cpu_seconds` are
     what `run` took on this rank (`methods.running` notes it), `measured_seconds` and `measured_cpu_seconds` the part of
-    it that `evaluate` took.
+    it that `evaluate` took; `peak_bytes` is the most memory that a rank held in it.
     """
 
     config: RunConfig
@@ -75,6 +75,7 @@ class Stage:
     history: list[dict[str, float]] = field(default_factory=list)
     loop_seconds: float = 0.0
     loop_cpu_seconds: float = 0.0
+    peak_bytes: int = 0
     measured_seconds: float = 0.0
     measured_cpu_seconds: float = 0.0
     pace: pace.Pace = field(default_factory=pace.Pace)

@@ -17,7 +17,16 @@ FACTS = (
     *(f"models.{name.replace('-', '_')}" for name in FAMILIES),
     *("pruning.schedule", "pruning.family", "pruning.cost", "pruning.milestones", "pruning.criteria"),
 )
-FLOOR_OF_FOLDER = {"runtime": 1, "models": 2, "pruning": 2, "distillation": 2, "data": 2, "evaluation": 2, "methods": 4}
+FLOOR_OF_FOLDER = {
+    "runtime": 1,
+    "models": 2,
+    "pruning": 2,
+    "distillation": 2,
+    "data": 2,
+    "evaluation": 2,
+    "planning": 3,
+    "methods": 4,
+}
 FLOOR_OF_MODULE = {"": 0, **dict.fromkeys(FACTS, 0), "stage": 3, "command": 5, "train": 5}
 
 

@@ -36,7 +36,12 @@ class Masking:
 
     def count(self, length: int) -> int:
         """Predicted positions of a row."""
-        return max(1, round(self.probability * (length - 2)))
+        return predicted_of(length, self.probability)
+
+
+def predicted_of(length: int, probability: float) -> int:
+    """Predicted positions of a row of so many tokens."""
+    return max(1, round(probability * (length - 2)))
 
 
 def prediction_for(

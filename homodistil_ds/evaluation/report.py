@@ -88,6 +88,8 @@ class Report:
     versions: dict[str, str]
     history: list[dict[str, float]]
     """One entry per log line and per held-out evaluation, in order."""
+    peak_bytes: int = 0
+    """The most memory that a rank held during the training loop: of its GPU, by torch's tensors, or of the machine."""
     language_model: str = "masked"
     """masked or causal."""
     family: list[MemberRow] = field(default_factory=list)
@@ -190,6 +192,7 @@ def _markdown(report: Report, run_dir: Path, figures: list[str]) -> str:
         "training cost": f"{report.train_flops:.3g} FLOPs of matrix work",
         "wall time": duration_text(report.wall_seconds),
         "training loop": f"{duration_text(report.loop_seconds)}, CPU time {duration_text(report.loop_cpu_seconds)}",
+        "peak memory of a rank": f"{report.peak_bytes / 2**30:.2f} GiB",
         "world size": report.world_size,
         "ZeRO stage": report.zero_stage,
         "precision": report.precision,

@@ -93,6 +93,7 @@ def build_report(
         loop_cpu_seconds=stage.loop_cpu_seconds,
         measured_seconds=stage.measured_seconds,
         measured_cpu_seconds=stage.measured_cpu_seconds,
+        peak_bytes=stage.peak_bytes,
         world_size=ranks.world_size(),
         zero_stage=zero_stage,
         precision=ds_config.precision(machine),

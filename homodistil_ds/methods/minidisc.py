@@ -37,13 +37,13 @@ from homodistil_ds.methods.learning import (
 )
 from homodistil_ds.methods.opening import say
 from homodistil_ds.methods.running import fill, saved, start_from, train
-from homodistil_ds.methods.setting import family_of
 from homodistil_ds.methods.start import hold
 from homodistil_ds.methods.task_setting import TaskSetting, prepare_task
 from homodistil_ds.models.forward import Teacher
 from homodistil_ds.models.loading import empty_model, read_plan, stored_dtype, with_dropout, without_dropout
 from homodistil_ds.models.tasks import knows_a_task, load_classifier, task_forward, task_plan
 from homodistil_ds.models.width import WidthPlan, Widths
+from homodistil_ds.planning.descent import family_of
 from homodistil_ds.pruning.family import Member, trade_off
 from homodistil_ds.pruning.gates import Gates, descending, digests
 from homodistil_ds.pruning.sandwich import Sandwich, first_indices

@@ -13,7 +13,7 @@ from homodistil_ds.data.glue import task_named
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.machine import Machine
 from homodistil_ds.methods.learning import learn
-from homodistil_ds.methods.opening import check_length, say
+from homodistil_ds.methods.opening import say
 from homodistil_ds.methods.parts import complete_first
 from homodistil_ds.methods.start import hold
 from homodistil_ds.methods.task_setting import prepare_task
@@ -21,6 +21,7 @@ from homodistil_ds.models.depth import layer_map
 from homodistil_ds.models.families import plan_for
 from homodistil_ds.models.tasks import knows_a_task, load_classifier
 from homodistil_ds.models.width import WidthPlan
+from homodistil_ds.planning.descent import check_length
 from homodistil_ds.runtime import ranks
 from homodistil_ds.task_config import TaskLossConfig
 

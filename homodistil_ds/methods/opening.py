@@ -14,7 +14,7 @@ from homodistil_ds.config import RunConfig
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.machine import Machine
 from homodistil_ds.methods.start import hold, is_own
-from homodistil_ds.models.width import WidthPlan
+from homodistil_ds.models.forward import Student, recompute_layers
 from homodistil_ds.runtime import claim, console, ds_config, engine, ranks
 from homodistil_ds.runtime.checkpoint import Checkpoint, newest_name
 from homodistil_ds.runtime.engine import Engine
@@ -44,8 +44,10 @@ class Run:
     def train_dtype(self) -> torch.dtype:
         return train_dtype(self.ds_config)
 
-    def engine_of(self, student: torch.nn.Module, machine: dict[str, Any]) -> Engine:
+    def engine_of(self, student: Student, machine: dict[str, Any]) -> Engine:
         config = self.config
+        if ds_config.recomputes(machine):
+            recompute_layers(student.model, reentrant=ds_config.zero_stage(machine) == 3)
         return engine.initialize(student, config.optimizer, config.learning_rate, machine, self.monitor.line)
 
     def watchdog(self) -> Watchdog:
@@ -79,6 +81,12 @@ def checked(config: RunConfig, machine: Machine) -> tuple[dict[str, Any], dict[s
 def _checked(values: dict[str, Any] | None, config: RunConfig) -> dict[str, Any] | None:
     if values is None:
         return None
+    if config.method == "minidisc" and ds_config.recomputes(values):
+        raise HomodistilError(
+            "CFG-RECOMPUTE",
+            "activation_checkpointing with nested students: a layer run once more would be the largest student's",
+            "Leave that block out of the DeepSpeed configuration.",
+        )
     values = ds_config.with_batch_sizes(values, config.global_batch_size, ranks.world_size())
     engine.check(values, config.optimizer)
     return values
@@ -92,16 +100,6 @@ def _check_precision(first: dict[str, Any], later: dict[str, Any] | None) -> Non
             f"--deepspeed_config_after_cuts is in {ds_config.precision(later)}, the run begins in "
             f"{ds_config.precision(first)}",
             "Use one precision for the whole run.",
-        )
-
-
-def check_length(config: RunConfig, plan: WidthPlan) -> None:
-    """Raises HomodistilError for rows longer than the model of this table knows positions."""
-    if config.sequence_length > plan.positions:
-        raise HomodistilError(
-            "CFG-LENGTH",
-            f"--sequence_length {config.sequence_length}, but the model knows {plan.positions} positions",
-            f"Use {plan.positions} or less.",
         )
 
 

@@ -16,7 +16,7 @@ from homodistil_ds.methods.records import record
 from homodistil_ds.methods.start import check_masks, is_own, set_aside
 from homodistil_ds.models.width import TRAINED_PREFIX, Widths
 from homodistil_ds.pruning.pruner import Pruner
-from homodistil_ds.runtime import carry, checkpoint, ds_config, guard, ranks
+from homodistil_ds.runtime import carry, checkpoint, ds_config, guard, memory, ranks
 from homodistil_ds.runtime.carry import Progress
 from homodistil_ds.runtime.engine import Engine
 from homodistil_ds.stage import Stage
@@ -54,11 +54,13 @@ def train(run: Run, stage: Stage) -> None:
     if ranks.rank() == 0:
         guard.watch(*filter(None, (run.run_dir, run.within)))
     guard.defer()
+    memory.forget_peak()
     wall, cpu = time.perf_counter(), time.process_time()
     with stage.watchdog:
         stage.run()
     guard.act_at_once()  # the last checkpoint is written, and what follows can be done again
     stage.loop_seconds, stage.loop_cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
+    stage.peak_bytes = -ranks.smallest(-memory.peak_bytes())
 
 
 def fill(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,21 +14,21 @@ from homodistil_ds.config import RunConfig
 from homodistil_ds.data.batches import Batches
 from homodistil_ds.data.corpus import Corpus, Order
 from homodistil_ds.data.masking import prediction_for
-from homodistil_ds.distillation.objective import check_losses
 from homodistil_ds.distillation.vocabulary import fits
-from homodistil_ds.errors import HomodistilError
 from homodistil_ds.machine import Machine
-from homodistil_ds.methods.opening import Run, check_length, checked, claim_folder, open_logs, say, train_dtype
+from homodistil_ds.methods.opening import Run, checked, claim_folder, open_logs, say
 from homodistil_ds.methods.reading import read_corpus
 from homodistil_ds.methods.start import check_same_data, where_to_start
-from homodistil_ds.models.depth import layer_map, outline_of, shallower
-from homodistil_ds.models.families import target_widths
-from homodistil_ds.models.loading import load_outline, load_teacher, read_plan
+from homodistil_ds.models.depth import outline_of
+from homodistil_ds.models.forward import Student
+from homodistil_ds.models.loading import load_outline, load_teacher
 from homodistil_ds.models.pieces import Read
 from homodistil_ds.models.width import WidthPlan, Widths, count
-from homodistil_ds.pruning.family import Member, members_of, scale_of
+from homodistil_ds.planning.descent import descent_of
+from homodistil_ds.planning.job import machine_for, placement_of
+from homodistil_ds.pruning.family import Member
 from homodistil_ds.pruning.schedule import WidthSchedule
-from homodistil_ds.runtime import ds_config, memory, placement, ranks
+from homodistil_ds.runtime import memory, ranks
 from homodistil_ds.runtime.engine import Engine
 
 
@@ -64,30 +63,14 @@ class Setting(Run):
         vocabulary = self.plan.fixed["vocab"]
         return 0 if fits(positions, vocabulary) else vocabulary
 
-    def engine_around(self, student: torch.nn.Module, widths: Widths) -> Engine:
+    def engine_around(self, student: Student, widths: Widths) -> Engine:
         return self.engine_of(student, self.ds_config_for(widths))
 
     def ds_config_for(self, widths: Widths) -> dict[str, Any]:
         """The configuration after cuts as soon as it takes no more memory per rank than the run began with."""
-        later = self.ds_config_after_cuts
-        if later is None or widths == self.plan.full or self.config.student.init == "random":
-            return self.ds_config
-        began, needed = (
-            student_bytes(machine, parameters(self.student_plan, shape))
-            for machine, shape in ((self.ds_config, self.plan.full), (later, widths))
-        )
-        return later if needed <= began else self.ds_config
-
-
-def student_bytes(machine: dict[str, Any], size: int) -> int:
-    """Memory per rank to train `size` parameters under a DeepSpeed configuration."""
-    stage, precision = ds_config.zero_stage(machine), ds_config.precision(machine)
-    offload = torch.cuda.is_available() and ds_config.offloads(machine)
-    return memory.student_bytes(size, stage, ranks.world_size(), precision, offload)
-
-
-def parameters(plan: WidthPlan, widths: Widths) -> int:
-    return count(plan, widths).with_head
+        later = None if widths == self.plan.full or self.config.student.init == "random" else self.ds_config_after_cuts
+        began, now = (count(self.student_plan, shape).with_head for shape in (self.plan.full, widths))
+        return machine_for(self.ds_config, later, (began, now), ranks.world_size(), torch.cuda.is_available())
 
 
 def prepare_setting(
@@ -101,17 +84,8 @@ def prepare_setting(
     run_dir = Path(config.output_dir)
     first, later = checked(config, machine)
     found = where_to_start(config, machine.resume, say)
-    plan = ranks.together(lambda: read_plan(config.teacher))
-    student = config.student
-    members = ranks.together(lambda: family_of(config, plan))
-    target = members[-1].widths
-    schedule = ranks.together(lambda: schedule_of(config, plan, members))
-    ranks.together(lambda: check_length(config, plan))
-    layers = ranks.together(lambda: layer_map(plan.layers, student.num_hidden_layers, student.layers))
-    student_plan = ranks.together(lambda: shallower(plan, layers))
-    ranks.together(lambda: check_stages(plan, first, later))
-    pruned = student.init == "teacher" and target != plan.full
-    ranks.together(lambda: check_losses(config.loss, target, plan.full, pruned, plan.family))
+    way = ranks.together(lambda: descent_of(config, first, later))
+    plan, student_plan, target = way.plan, way.student_plan, way.target
     placed, reason = _choose_placement(config, machine.teacher_placement, first, plan, student_plan, target)
     source, tokenizer, read = ranks.together(lambda: _load(config.teacher, head_may_be_missing, placed == "replicated"))
     kind, vocabulary = plan.family.language_model, plan.fixed["vocab"]
@@ -147,11 +121,11 @@ def prepare_setting(
         tokenizer=tokenizer,
         plan=plan,
         target=target,
-        members=members,
-        schedule=schedule,
-        layer_map=layers,
+        members=way.members,
+        schedule=way.schedule,
+        layer_map=way.layer_map,
         student_plan=student_plan,
-        student_like=source if student_plan.layers == plan.layers else outline_of(source, plan, layers),
+        student_like=source if student_plan.layers == plan.layers else outline_of(source, plan, way.layer_map),
         corpus=corpus,
         batches=batches,
         monitor=monitor,
@@ -161,69 +135,15 @@ def prepare_setting(
     )
 
 
-def check_stages(plan: WidthPlan, *machines: dict[str, Any] | None) -> None:
-    """Raises HomodistilError for ZeRO-3 with matrices that have to be taken apart while they are whole."""
-    stages = [ds_config.zero_stage(machine) for machine in machines if machine is not None]
-    if plan.family.fused and 3 in stages:
-        raise HomodistilError(
-            "CFG-STAGE",
-            f"ZeRO stage 3 with a {plan.family.model_type}, whose fused matrices are taken apart while they are whole",
-            "Use stage 0, 1 or 2.",
-        )
-
-
-def family_of(config: RunConfig, plan: WidthPlan) -> tuple[Member, ...]:
-    """The students of a run, the largest first; one without --family. Raises HomodistilError."""
-    student = config.student
-    sizes = (student.hidden_size, student.intermediate_size, student.num_attention_heads)
-    target = target_widths(plan, *sizes)
-    scale = scale_of(plan, target)
-    if not config.family:
-        return (Member(scale=scale, kept=scale, widths=target),)
-    reference = read_plan(config.scales_of, flag="--scales_of") if config.scales_of else plan
-    members = members_of(reference, config.family, within=plan.full)
-    if any(size is not None for size in sizes) and members[-1].widths != target:
-        side = "above" if members[-1].scale > scale else "below"
-        raise HomodistilError(
-            "CFG-SCALE",
-            f"--family ends at {members[-1].name}, {members[-1].widths}, {side} the target of the --student flags, "
-            f"{target}, scale {scale:.3g}",
-            "Leave the --student sizes out: the last scale sets them.",
-        )
-    return members
-
-
-def schedule_of(config: RunConfig, plan: WidthPlan, members: Sequence[Member]) -> WidthSchedule:
-    """The way down through all members, in steps; it never ends before the first one. Raises HomodistilError."""
-    return WidthSchedule(
-        full=plan.full,
-        target=members[-1].widths,
-        start=round(config.pruning.start * config.steps),
-        end=max(1, round(config.pruning.end * config.steps)),
-        interval=config.pruning.interval,
-        stops=tuple(member.widths for member in members[:-1]),
-        rest=round(config.pruning.rest * config.steps),
-    )
-
-
 def _choose_placement(
     config: RunConfig, asked: str, machine: dict[str, Any], plan: WidthPlan, student_plan: WidthPlan, target: Widths
 ) -> tuple[str, str]:
-    """Where the teacher goes, the same on all ranks, and the reason. A model to train goes where its stage says."""
-    if plan.family.fused and asked == "auto":
-        return "replicated", ""
-    if config.method == "pretrain":
-        return ("zero3" if ds_config.zero_stage(machine) == 3 else "replicated"), ""
-    student = parameters(student_plan, target if config.student.init == "random" else plan.full)
-    sizes = {
-        "teacher_bytes": parameters(plan, plan.full) * train_dtype(machine).itemsize,
-        "student_bytes": student_bytes(machine, student),
-        "available_bytes": ranks.smallest(memory.available_bytes()),
-        "world_size": ranks.world_size(),
-    }
-    on_gpu = torch.cuda.is_available()
-    placed = ranks.together(lambda: placement.choose(asked, **sizes, on_gpu=on_gpu))
-    return placed, placement.explain(asked, placed, **sizes, on_gpu=on_gpu)
+    """Where the teacher goes, the same on all ranks, and the reason."""
+    trained = count(student_plan, target if config.student.init == "random" else plan.full).with_head
+    free, on_gpu = ranks.smallest(memory.available_bytes()), torch.cuda.is_available()
+    return ranks.together(
+        lambda: placement_of(config.method, asked, plan, machine, trained, free, ranks.world_size(), on_gpu)
+    )
 
 
 def _load(

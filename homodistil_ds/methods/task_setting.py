@@ -19,11 +19,12 @@ from homodistil_ds.data.glue_files import NO_SPLIT, read_split
 from homodistil_ds.data.task_batches import Encoded, TaskBatches, encode
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.machine import Machine
-from homodistil_ds.methods.opening import Run, check_length, checked, claim_folder, open_logs, say
+from homodistil_ds.methods.opening import Run, checked, claim_folder, open_logs, say
 from homodistil_ds.methods.start import check_same_data, refuse_used, where_to_start
 from homodistil_ds.models.families import plan_for
 from homodistil_ds.models.tasks import load_classifier
 from homodistil_ds.models.width import WidthPlan
+from homodistil_ds.planning.descent import check_length
 from homodistil_ds.runtime import ranks
 
 HELD_OUT = "held_out"  # the split that --task.held_out makes

@@ -126,6 +126,14 @@ def choose_attention(model: PreTrainedModel, reads: Collection[Read]) -> None:
     model.set_attn_implementation("eager" if "attention" in reads else "sdpa")
 
 
+def recompute_layers(model: PreTrainedModel, reentrant: bool) -> None:
+    """Keep a layer's input alone for its backward pass, which runs the layer once more.
+
+    `reentrant` is torch's older form. The newer one compares shapes that sharded weights do not keep.
+    """
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+
+
 def _collect(parts: list[torch.Tensor], size: int) -> Callable[[nn.Module, Any, torch.Tensor], None]:
     seen: set[nn.Module] = set()
 

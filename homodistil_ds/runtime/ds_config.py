@@ -154,6 +154,12 @@ def offloads(values: dict[str, Any]) -> bool:
     return values.get("zero_optimization", {}).get("offload_optimizer", {}).get("device") == "cpu"
 
 
+def recomputes(values: dict[str, Any]) -> bool:
+    """Whether layers are run once more in the backward pass, so that only their inputs are kept: the file has the block
+    activation_checkpointing, which DeepSpeed itself leaves to the model."""
+    return "activation_checkpointing" in values
+
+
 def with_batch_sizes(values: dict[str, Any], global_batch: int, world_size: int) -> dict[str, Any]:
     """The configuration with train_batch_size and accumulation derived from the run's global batch, in sequences.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import deepspeed
 import torch
@@ -26,6 +26,7 @@ from homodistil_ds.runtime.toolchain import prepare_op_folder as prepare_op_fold
 Engine: TypeAlias = deepspeed.DeepSpeedEngine
 # ZeRO options that keep copies of weights or moments outside the places that masks and cuts reach.
 UNSEEN = {"zero_hpz_partition_size": 1, "zenflow": None, "super_offload": False, "mics_shard_size": -1}
+Module = TypeVar("Module", bound=torch.nn.Module)
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 
 
@@ -107,7 +108,7 @@ def initialize(
     return engine
 
 
-def read_at_once(module: torch.nn.Module) -> torch.nn.Module:
+def read_at_once(module: Module) -> Module:
     """The same module, whose own forward pass reads all its parameters: ZeRO-3 has them whole around it, and around its
     backward pass."""
     for parameter in module.parameters():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import resource
 from collections.abc import Iterator
@@ -47,6 +48,27 @@ def return_freed() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, MAPPED_FROM)
+
+
+def resident_bytes() -> int:
+    """What this process holds in host memory now."""
+    return psutil.Process().memory_info().rss
+
+
+def forget_peak() -> None:
+    """Begin `peak_bytes` anew, where this machine lets a process do so."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_bytes() -> int:
+    """The most that this process has held since: on a GPU of its memory, by torch's tensors, else of host memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM:")).split()[1]) * 2**10
 
 
 def available_bytes() -> int:

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from homodistil_ds.models.families import plan_for
-from homodistil_ds.models.forward import Activations, Read, Student, forward
+from homodistil_ds.models.forward import Activations, Read, Student, forward, recompute_layers
 from homodistil_ds.models.width import WidthPlan
 
 ALL: tuple[Read, ...] = get_args(Read)
@@ -49,6 +49,30 @@ def test_activations_are_those_of_the_plain_model_and_logits_those_at_the_positi
         (own.embedding, *own.hidden, *own.attention), (*plain.hidden_states, *plain.attentions), strict=True
     ):
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("variant", ["bert", "llama", "opt"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_recomputed_layers_run_twice_and_give_the_same_gradients(
+    variant: str, reentrant: bool, ids: torch.Tensor
+) -> None:
+    gradients, runs = [], []
+    for recomputed in (False, True):
+        own, counted = tiny_model(variant).requires_grad_(True).train(), []
+        if recomputed:
+            recompute_layers(own, reentrant)
+        student = Student(own, plan_for(own.config).family, ("logits", "hidden"), teacher_hidden=None)
+        queries = plan_for(own.config).family.attention_inputs()["queries"].removesuffix(".weight")
+        watched = next(module for name, module in own.named_modules() if name.endswith(queries))
+        watched.register_forward_hook(lambda *_, counted=counted: counted.append(1))
+        torch.manual_seed(0)
+        found = student(ids, POSITIONS)
+        (found.logits.square().mean() + sum(state.square().mean() for state in found.hidden)).backward()
+        gradients.append({name: p.grad for name, p in own.named_parameters() if p.grad is not None})
+        runs.append(len(counted))
+    assert runs == [1, 2]
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("read", ALL)

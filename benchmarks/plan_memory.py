@@ -1,0 +1,145 @@
+"""Is the planner's memory true? Peaks of real runs beside those that were planned, over shapes, stages and ranks.
+
+    python benchmarks/plan_memory.py --output_dir runs/plan_memory                     # every case, some 10 minutes
+    python benchmarks/plan_memory.py --output_dir runs/plan_memory --only bert-2-1 llama-3-2
+
+A case is a model, a ZeRO stage and a number of ranks. Each run is of its own processes: some steps with one cut, on a
+teacher of random weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
+
+from homodistil_ds.models.loading import folder_of
+
+BESIDE = 0.10  # as near as a plan must be to what was measured
+WORKER = Path(__file__).resolve().parent / "plan_memory_run.py"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """`model` is a key of MODELS; bf16 but at stage 0, where DeepSpeed trains in float32 alone."""
+
+    model: str
+    stage: int
+    ranks: int
+    micro_batch: int = 8
+    sequence_length: int = 64
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}-{self.stage}-{self.ranks}"
+
+    def machine(self) -> dict[str, Any]:
+        zero = {"stage": self.stage}
+        return {
+            "train_micro_batch_size_per_gpu": self.micro_batch,
+            "zero_optimization": zero,
+            "bf16": {"enabled": self.stage > 0},
+            "gradient_clipping": 1.0,
+        }
+
+
+CASES = (
+    *(Case(model="bert", stage=stage, ranks=ranks) for stage in range(4) for ranks in (1, 2)),
+    Case(model="bert-long", stage=2, ranks=1, micro_batch=4, sequence_length=256),
+    *(Case(model="llama", stage=stage, ranks=ranks) for stage, ranks in ((1, 2), (2, 1), (3, 2))),
+)
+
+
+def bert(vocabulary: int) -> BertForMaskedLM:
+    return BertForMaskedLM(BertConfig(vocab_size=vocabulary, num_hidden_layers=6))
+
+
+def llama(vocabulary: int) -> LlamaForCausalLM:
+    sizes = {"hidden_size": 768, "intermediate_size": 2048, "num_attention_heads": 12, "num_hidden_layers": 8}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, tie_word_embeddings=False, **sizes))
+
+
+MODELS = {"bert": (bert, "demo"), "bert-long": (bert, "demo"), "llama": (llama, "homodistil")}
+
+
+def write_teacher(name: str, folder: Path) -> Path:
+    if not (folder / "config.json").exists():
+        tokenizer = AutoTokenizer.from_pretrained(folder_of("builtin"))
+        torch.manual_seed(0)
+        MODELS[name][0](len(tokenizer)).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+def measure(case: Case, folder: Path) -> dict[str, Any]:
+    """Planned and measured bytes of one run, in processes of its own."""
+    teacher = write_teacher(case.model, folder / "teachers" / case.model.removesuffix("-long"))
+    out = folder / case.name
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    (out / "machine.json").write_text(json.dumps(case.machine()), encoding="utf-8")
+    flags = {
+        "preset": MODELS[case.model][1],
+        "teacher": teacher,
+        "corpus": "builtin",
+        "deepspeed_config": out / "machine.json",
+        "teacher_placement": "zero3" if case.stage == 3 and case.ranks > 1 else "replicated",
+        "output_dir": out / "run",
+        "steps": 6,
+        "global_batch_size": case.ranks * case.micro_batch,
+        "sequence_length": case.sequence_length,
+        "held_out_sequences": 8,
+        "eval_interval": 0,
+        "save_interval": 0,
+        "cuts": 1,
+        "pruning.interval": 1,
+        "pruning.start": 0.4,
+        "pruning.end": 0.7,
+        "student.hidden_size": 384,
+        "student.intermediate_size": 1024,
+        "student.num_attention_heads": 6,
+    }
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(case.ranks)]
+    command = [*launcher, str(WORKER), str(out / "result.json")]
+    command += [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    with (out / "log.txt").open("w", encoding="utf-8") as log:
+        subprocess.run(command, env=environment, stdout=log, stderr=log, check=True)
+    found = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    return {"case": case.name, **found, "off_by": found["planned"] / found["measured"] - 1}
+
+
+def line(row: dict[str, Any]) -> str:
+    planned, measured, framework = (f"{row[name] / 2**20:,.0f}" for name in ("planned", "measured", "framework"))
+    return f"| {row['case']} | {framework} | {planned} | {measured} | {row['off_by']:+.1%} |"
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--output_dir", type=Path, required=True)
+    flags.add_argument("--only", nargs="+", choices=[case.name for case in CASES])
+    given = flags.parse_args()
+    print("| model-stage-ranks | process without a model, MiB | planned | measured | off by |\n|:--|--:|--:|--:|--:|")
+    rows = []
+    for case in CASES:
+        if not given.only or case.name in given.only:
+            rows.append(measure(case, given.output_dir))
+            print(line(rows[-1]), flush=True)
+    (given.output_dir / "plan_memory.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    wrong = [row["case"] for row in rows if abs(row["off_by"]) > BESIDE]
+    if wrong:
+        sys.exit(f"further than {BESIDE:.0%} from what was measured: {', '.join(wrong)}")
+
+
+if __name__ == "__main__":
+    main()

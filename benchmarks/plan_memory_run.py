@@ -1,0 +1,43 @@
+"""One run of plan_memory.py: plans itself, trains, and writes planned and measured bytes. Runs under torchrun.
+
+It ends with the training loop: what a run does with its student afterwards is not what was planned.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from homodistil_ds import methods
+from homodistil_ds.command import parse
+from homodistil_ds.methods import homodistil
+from homodistil_ds.planning.devices import this_cpu
+from homodistil_ds.planning.job import job_of
+from homodistil_ds.planning.plan import plan_of
+from homodistil_ds.runtime import launch, ranks
+from homodistil_ds.stage import Stage
+
+
+def main() -> None:
+    result, *flags = sys.argv[1:]
+    config, machine = parse(flags, launch.is_first_rank())
+    with methods.process_group(config.method):
+        plan = plan_of(job_of(config, machine, nodes=1, ranks_per_node=ranks.world_size(), device=this_cpu()))
+
+        def ended(_: Any, stage: Stage) -> None:
+            found = {
+                "planned": max(phase.footprint.peak for phase in plan.phases),
+                "measured": stage.peak_bytes,
+                "framework": plan.job.device.framework,
+                "items": dict(plan.phases[0].footprint.items),
+            }
+            ranks.on_first(lambda: Path(result).write_text(json.dumps(found), encoding="utf-8"))
+
+        homodistil.finish = ended  # type: ignore[assignment]
+        methods.run_method(config, machine, "")
+
+
+if __name__ == "__main__":
+    main()

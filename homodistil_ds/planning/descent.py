@@ -1,0 +1,110 @@
+"""What a run goes through, from its configuration and its teacher's alone: tables, sizes to reach, the way down."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from homodistil_ds.config import RunConfig
+from homodistil_ds.distillation.objective import check_losses
+from homodistil_ds.errors import HomodistilError
+from homodistil_ds.models.depth import layer_map, shallower
+from homodistil_ds.models.families import target_widths
+from homodistil_ds.models.loading import read_plan
+from homodistil_ds.models.width import WidthPlan, Widths
+from homodistil_ds.pruning.family import Member, members_of, scale_of
+from homodistil_ds.pruning.schedule import WidthSchedule
+from homodistil_ds.runtime import ds_config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Descent:
+    """`plan` is the teacher's table. `members` are the students that the run leaves behind, the last of them at its
+    `target`; `schedule` passes them. `student_plan` is the table of a student that has the layers of `layer_map` alone.
+    """
+
+    plan: WidthPlan
+    members: tuple[Member, ...]
+    schedule: WidthSchedule
+    layer_map: tuple[int, ...]
+    student_plan: WidthPlan
+
+    @property
+    def target(self) -> Widths:
+        return self.members[-1].widths
+
+
+def descent_of(config: RunConfig, *machines: dict[str, Any] | None) -> Descent:
+    """Reads the teacher's configuration. `machines` are the DeepSpeed configurations of the run.
+
+    Raises HomodistilError for everything about sizes and losses that a user can get wrong.
+    """
+    plan = read_plan(config.teacher)
+    student = config.student
+    members = family_of(config, plan)
+    schedule = schedule_of(config, plan, members)
+    check_length(config, plan)
+    layers = layer_map(plan.layers, student.num_hidden_layers, student.layers)
+    check_stages(plan, *machines)
+    target = members[-1].widths
+    pruned = student.init == "teacher" and target != plan.full
+    check_losses(config.loss, target, plan.full, pruned, plan.family)
+    return Descent(
+        plan=plan, members=members, schedule=schedule, layer_map=layers, student_plan=shallower(plan, layers)
+    )
+
+
+def check_stages(plan: WidthPlan, *machines: dict[str, Any] | None) -> None:
+    """Raises HomodistilError for ZeRO-3 with matrices that have to be taken apart while they are whole."""
+    stages = [ds_config.zero_stage(machine) for machine in machines if machine is not None]
+    if plan.family.fused and 3 in stages:
+        raise HomodistilError(
+            "CFG-STAGE",
+            f"ZeRO stage 3 with a {plan.family.model_type}, whose fused matrices are taken apart while they are whole",
+            "Use stage 0, 1 or 2.",
+        )
+
+
+def family_of(config: RunConfig, plan: WidthPlan) -> tuple[Member, ...]:
+    """The students of a run, the largest first; one without --family. Raises HomodistilError."""
+    student = config.student
+    sizes = (student.hidden_size, student.intermediate_size, student.num_attention_heads)
+    target = target_widths(plan, *sizes)
+    scale = scale_of(plan, target)
+    if not config.family:
+        return (Member(scale=scale, kept=scale, widths=target),)
+    reference = read_plan(config.scales_of, flag="--scales_of") if config.scales_of else plan
+    members = members_of(reference, config.family, within=plan.full)
+    if any(size is not None for size in sizes) and members[-1].widths != target:
+        side = "above" if members[-1].scale > scale else "below"
+        raise HomodistilError(
+            "CFG-SCALE",
+            f"--family ends at {members[-1].name}, {members[-1].widths}, {side} the target of the --student flags, "
+            f"{target}, scale {scale:.3g}",
+            "Leave the --student sizes out: the last scale sets them.",
+        )
+    return members
+
+
+def schedule_of(config: RunConfig, plan: WidthPlan, members: Sequence[Member]) -> WidthSchedule:
+    """The way down through all members, in steps; it never ends before the first one. Raises HomodistilError."""
+    return WidthSchedule(
+        full=plan.full,
+        target=members[-1].widths,
+        start=round(config.pruning.start * config.steps),
+        end=max(1, round(config.pruning.end * config.steps)),
+        interval=config.pruning.interval,
+        stops=tuple(member.widths for member in members[:-1]),
+        rest=round(config.pruning.rest * config.steps),
+    )
+
+
+def check_length(config: RunConfig, plan: WidthPlan) -> None:
+    """Raises HomodistilError for rows longer than the model of this table knows positions."""
+    if config.sequence_length > plan.positions:
+        raise HomodistilError(
+            "CFG-LENGTH",
+            f"--sequence_length {config.sequence_length}, but the model knows {plan.positions} positions",
+            f"Use {plan.positions} or less.",
+        )

@@ -1,0 +1,121 @@
+"""What ranks compute on: rates and sizes of known GPUs, by data sheets and published measurements, and this machine."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from homodistil_ds.errors import HomodistilError
+from homodistil_ds.runtime import memory
+
+GIB = 2**30
+# Of the largest matrix product's rate, what good training systems reach over a whole step: DeepSpeed 73 %, llm-foundry
+# 64 %, NVIDIA's BERT-large 63 %, torchtitan 55 % of the same roofline.
+REACHED = 0.6
+FRAMEWORK = 2 * GIB  # of a GPU: context, kernels, NCCL
+NETWORK_GBITS = 400.0  # per GPU
+NETWORK_SHARE = 0.81  # of the line rate that collectives reach
+MEASURED_SIZE = 512  # of the matrices whose product tells a CPU's rate
+MEASURED_SECONDS = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """What one rank computes on. Rates in FLOP/s and bytes/s.
+
+    `product` is the rate of the largest matrix product in half precision, `peak` the data sheet's, of which a model's
+    FLOPs utilisation is a share; `bus` what a collective moves per second between the ranks of a node; `framework` the
+    bytes that a process takes before it has any model. `keeps_freed`: memory of small tensors is not given back while
+    the process lives, so what peaks at different times adds up.
+    """
+
+    name: str
+    peak: float
+    product: float
+    bandwidth: float
+    memory: int
+    bus: float
+    framework: int = FRAMEWORK
+    keeps_freed: bool = False
+
+
+def _gpu(name: str, peak: float, product: float, bandwidth: float, gib: int, bus: float) -> Device:
+    return Device(name=name, peak=peak, product=product, bandwidth=0.85 * bandwidth, memory=gib * GIB, bus=bus)
+
+
+# Sources: NVIDIA's data sheets for peaks, bandwidths and sizes (less what the driver keeps); largest measured products
+# of A100, H100 and H200 from stas00/ml-engineering, elsewhere 80 % of the peak.
+GPUS: Mapping[str, Device] = {
+    device.name: device
+    for device in (
+        _gpu("v100", 125e12, 100e12, 0.9e12, 31, 120e9),
+        _gpu("a10", 125e12, 100e12, 0.6e12, 22, 25e9),
+        _gpu("l4", 121e12, 97e12, 0.3e12, 22, 25e9),
+        _gpu("l40s", 362e12, 290e12, 0.864e12, 44, 25e9),
+        _gpu("a100-40", 312e12, 268e12, 1.55e12, 39, 230e9),
+        _gpu("a100", 312e12, 268e12, 2.0e12, 79, 230e9),
+        _gpu("h100", 989e12, 790e12, 3.35e12, 79, 360e9),
+        _gpu("h200", 989e12, 790e12, 4.8e12, 139, 360e9),
+        _gpu("b200", 2250e12, 1800e12, 8.0e12, 178, 720e9),
+    )
+}
+HERE = "cpu"
+
+
+def device_named(name: str) -> Device:
+    """A GPU of the table, or `cpu`: this machine's cores and memory. Raises HomodistilError for another name."""
+    if name == HERE:
+        return this_cpu()
+    if name.lower() not in GPUS:
+        near = difflib.get_close_matches(name.lower(), GPUS, n=1)
+        known = f"Use {', '.join((*GPUS, HERE))}."
+        raise HomodistilError(
+            "CFG-GPU", f"--gpu {name} is not known", f"Did you mean {near[0]}? {known}" if near else known
+        )
+    return GPUS[name.lower()]
+
+
+def this_device() -> Device:
+    """What a rank of this machine computes on: a known GPU by its name, with its own memory, or the CPU."""
+    if not torch.cuda.is_available():
+        return this_cpu()
+    called = torch.cuda.get_device_name().lower()
+    known = next((GPUS[name] for name in GPUS if name in called.split()), GPUS["a100"])
+    values = vars(known) | {"name": called, "memory": torch.cuda.mem_get_info()[1]}
+    return Device(**values)
+
+
+def this_cpu() -> Device:
+    """A rank on this machine's cores: its share of the memory, the rate of a product, what the process takes so far."""
+    rate = _product_rate()
+    own = memory.resident_bytes()
+    return Device(
+        name=HERE,
+        peak=rate,
+        product=rate,
+        bandwidth=1e10,
+        memory=memory.available_bytes() + own,
+        bus=1e9,
+        framework=own,
+        keeps_freed=True,
+    )
+
+
+def _product_rate() -> float:
+    """FLOP/s of float32 products on this process's threads."""
+    left, right = (torch.rand(MEASURED_SIZE, MEASURED_SIZE) for _ in range(2))
+    began, best = time.perf_counter(), math.inf
+    while (now := time.perf_counter()) < began + MEASURED_SECONDS:
+        left @ right
+        best = min(best, time.perf_counter() - now)  # other processes only make it longer
+    return 2 * MEASURED_SIZE**3 / best
+
+
+def network_bus(ranks_per_node: int, gbits: float = NETWORK_GBITS) -> float:
+    """Bytes per second of a collective over several nodes, each rank with a line of so many Gbit/s."""
+    return ranks_per_node * gbits / 8 * 1e9 * NETWORK_SHARE

@@ -1,0 +1,263 @@
+"""What is planned: a run, the tables of its models and the ranks it is to run on. No weights, no process group."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from homodistil_ds.config import RunConfig
+from homodistil_ds.data.masking import predicted_of
+from homodistil_ds.data.predicted import NextTokens
+from homodistil_ds.distillation.objective import Objective
+from homodistil_ds.distillation.vocabulary import fits, rows_at_once
+from homodistil_ds.errors import HomodistilError
+from homodistil_ds.machine import Machine
+from homodistil_ds.models.width import TRAINED_PREFIX, WidthPlan, Widths, count
+from homodistil_ds.planning.descent import descent_of
+from homodistil_ds.planning.devices import NETWORK_GBITS, Device, network_bus
+from homodistil_ds.pruning.cost import step_flops
+from homodistil_ds.pruning.milestones import Milestone, place_cuts
+from homodistil_ds.pruning.schedule import WidthSchedule
+from homodistil_ds.runtime import ds_config, memory, placement
+
+PLANNED = ("homodistil", "pretrain")
+WEIGHT_BYTES = {"bf16": 2, "fp16": 2, "autocast": 4, "fp32": 4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """`plan` is the teacher's table, `student_plan` the student's, `schedule` its way down.
+
+    `machine` is the DeepSpeed configuration with the batch sizes filled in, `later` the one after cuts. The teacher is
+    at `placement`: replicated, zero3 or cpu_offload. Each rank has a line of `gbits` Gbit/s to other nodes.
+    """
+
+    config: RunConfig
+    plan: WidthPlan
+    student_plan: WidthPlan
+    schedule: WidthSchedule
+    machine: dict[str, Any]
+    later: dict[str, Any] | None
+    placement: str
+    nodes: int
+    ranks_per_node: int
+    device: Device
+    gbits: float
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+    @property
+    def bus(self) -> float:
+        """Bytes per second of a collective over all ranks."""
+        own = self.device.bus
+        return own if self.nodes == 1 else min(own, network_bus(self.ranks_per_node, self.gbits))
+
+    @property
+    def stage(self) -> int:
+        return ds_config.zero_stage(self.machine)
+
+    def zero(self, key: str, default: Any) -> Any:
+        """A value of the file's zero_optimization block."""
+        return self.machine.get("zero_optimization", {}).get(key, default)
+
+    @property
+    def offloads(self) -> bool:
+        """Whether Adam's states lie in host memory that is not the device's own."""
+        return ds_config.offloads(self.machine) and not self.device.keeps_freed
+
+    @property
+    def weight_bytes(self) -> int:
+        return WEIGHT_BYTES[ds_config.precision(self.machine)]
+
+    @property
+    def computed_bytes(self) -> int:
+        """Bytes of an activation."""
+        return 4 if ds_config.precision(self.machine) == "fp32" else 2
+
+    @property
+    def micro_batch(self) -> int:
+        """Sequences of one rank at a time."""
+        return int(self.machine["train_micro_batch_size_per_gpu"])
+
+    @property
+    def accumulation(self) -> int:
+        return int(self.machine["gradient_accumulation_steps"])
+
+    @property
+    def tokens(self) -> int:
+        """Of a micro batch."""
+        return self.micro_batch * self.config.sequence_length
+
+    @property
+    def predicted(self) -> int:
+        """Positions of a micro batch whose logits are computed."""
+        return round(self.tokens * self.predicted_share)
+
+    @property
+    def predicted_share(self) -> float:
+        length = self.config.sequence_length
+        if self.plan.family.language_model == "causal":
+            return NextTokens().share(length)
+        return predicted_of(length, self.config.mask_probability) / length
+
+    @property
+    def with_teacher(self) -> bool:
+        return self.config.method != "pretrain"
+
+    @cached_property
+    def objective(self) -> Objective:
+        vocabulary = self.plan.fixed["vocab"]
+        parted = 0 if fits(self.predicted, vocabulary) else vocabulary
+        return Objective(self.config.loss, with_teacher=self.with_teacher, parted=parted)
+
+    @property
+    def rows(self) -> int:
+        """Positions whose logits are there at one time."""
+        if self.objective.logits == "logits":
+            return self.predicted
+        return min(self.predicted, rows_at_once(self.predicted, self.plan.fixed["vocab"]))
+
+    @property
+    def first_widths(self) -> Widths:
+        return self.schedule.target if self.config.student.init == "random" else self.student_plan.full
+
+    def trained(self, widths: Widths) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Names and shapes of what a student of these widths trains, its projections to the teacher's states too."""
+        yield from ((f"{TRAINED_PREFIX}{name}", shape) for name, shape in shapes(self.student_plan, widths))
+        for read in ("hidden", "embedding"):
+            if self.with_teacher and read in self.objective.student_reads():
+                yield f"projections.{read}.weight", (self.plan.full.hidden, widths.hidden)
+
+    def taught(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        return shapes(self.plan, self.plan.full) if self.with_teacher else iter(())
+
+    @cached_property
+    def milestones(self) -> tuple[Milestone, ...]:
+        """The cuts of the run, as it will place them."""
+        if self.config.student.init == "random" or not self.with_teacher:
+            return ()
+        return place_cuts(self.schedule, self.student_plan, self.config.cuts, self.config.steps, self.flops)
+
+    def at(self, widths: Widths) -> Job:
+        """The same job under the DeepSpeed configuration that it has at these physical widths."""
+        if widths == self.first_widths:
+            return self
+        began, now = (count(self.student_plan, shape).with_head for shape in (self.first_widths, widths))
+        machine = machine_for(self.machine, self.later, (began, now), self.ranks, not self.device.keeps_freed)
+        return replace(self, machine=machine)
+
+    def flops(self, widths: Widths) -> float:
+        """Per token of one step at these physical widths."""
+        return step_flops(
+            self.student_plan,
+            widths,
+            sequence_length=self.config.sequence_length,
+            predicted_share=self.predicted_share,
+            reads=self.objective.student_reads(),
+            teacher_reads=self.objective.teacher_reads() if self.with_teacher else None,
+            teacher_plan=self.plan,
+        )
+
+
+def job_of(
+    config: RunConfig,
+    machine: Machine,
+    *,
+    nodes: int,
+    ranks_per_node: int,
+    device: Device,
+    gbits: float = NETWORK_GBITS,
+) -> Job:
+    """The run `config` on so many ranks. Raises HomodistilError for what a start of the run would refuse before it
+    loads anything, and for a method that is not planned."""
+    if config.method not in PLANNED:
+        raise HomodistilError(
+            "CFG-PLAN", f"--plan of method {config.method}", f"Plans are made for {' and '.join(PLANNED)}."
+        )
+    ranks, on_gpu = nodes * ranks_per_node, not device.keeps_freed
+    first, later = (
+        None if values is None else ds_config.with_batch_sizes(values, config.global_batch_size, ranks)
+        for values in (machine.ds_config, machine.ds_config_after_cuts)
+    )
+    assert first is not None
+    way = descent_of(config, first, later)
+    widths = way.target if config.student.init == "random" else way.plan.full
+    placed = placement_of(
+        config.method,
+        machine.teacher_placement,
+        way.plan,
+        first,
+        count(way.student_plan, widths).with_head,
+        device.memory - device.framework,
+        ranks,
+        on_gpu,
+    )[0]
+    return Job(
+        config=config,
+        plan=way.plan,
+        student_plan=way.student_plan,
+        schedule=way.schedule,
+        machine=first,
+        later=later,
+        placement=placed,
+        nodes=nodes,
+        ranks_per_node=ranks_per_node,
+        device=device,
+        gbits=gbits,
+    )
+
+
+def machine_for(
+    first: dict[str, Any], later: dict[str, Any] | None, sizes: tuple[int, int], ranks: int, on_gpu: bool
+) -> dict[str, Any]:
+    """`later` if it takes no more memory per rank for the second of `sizes` parameters than `first` for the first."""
+    if later is None:
+        return first
+    began, now = sizes
+    fits = trained_bytes(later, now, ranks, on_gpu) <= trained_bytes(first, began, ranks, on_gpu)
+    return later if fits else first
+
+
+def trained_bytes(machine: dict[str, Any], size: int, ranks: int, on_gpu: bool) -> int:
+    """Memory per rank to train `size` parameters under a DeepSpeed configuration, without activations."""
+    stage, precision = ds_config.zero_stage(machine), ds_config.precision(machine)
+    return memory.student_bytes(size, stage, ranks, precision, on_gpu and ds_config.offloads(machine))
+
+
+def placement_of(
+    method: str,
+    asked: str,
+    plan: WidthPlan,
+    machine: dict[str, Any],
+    trained: int,
+    available: int,
+    ranks: int,
+    on_gpu: bool,
+) -> tuple[str, str]:
+    """Where the teacher goes, and the sizes behind it as a line. A model to train goes where its stage says."""
+    if plan.family.fused and asked == "auto":
+        return "replicated", ""
+    if method == "pretrain":
+        return ("zero3" if ds_config.zero_stage(machine) == 3 else "replicated"), ""
+    sizes = {
+        "teacher_bytes": count(plan, plan.full).with_head * WEIGHT_BYTES[ds_config.precision(machine)],
+        "student_bytes": trained_bytes(machine, trained, ranks, on_gpu),
+        "available_bytes": available,
+        "world_size": ranks,
+    }
+    placed = placement.choose(asked, **sizes, on_gpu=on_gpu)
+    return placed, placement.explain(asked, placed, **sizes, on_gpu=on_gpu)
+
+
+def shapes(plan: WidthPlan, widths: Widths) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for name, row in plan.parameters():
+        yield name, tuple(plan.size(axis, widths) for axis in row.axes)
+
+
+def entries(parameters: Iterator[tuple[str, tuple[int, ...]]]) -> int:
+    return sum(math.prod(shape) for _, shape in parameters)

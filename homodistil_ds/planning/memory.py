@@ -1,0 +1,170 @@
+"""Bytes that a rank needs to train a student of given widths, item by item, and at the moments when they are most.
+
+P entries are trained, on N ranks, in w bytes each; T are the tokens of a micro batch. What DeepSpeed 0.19 keeps and
+copies at each stage was read in its source and compared with the peaks of real runs (benchmarks/plan_memory.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from homodistil_ds.models.width import WidthPlan, Widths
+from homodistil_ds.planning.job import Job, entries, shapes
+from homodistil_ds.runtime import ds_config
+
+MASTER_AND_MOMENTS = 12
+FP32 = 4
+BUCKET = 500_000_000  # entries that DeepSpeed reduces at a time, unless the file says so
+LIVE = 1_000_000_000  # entries of sharded parameters that may stay whole at a time
+KERNELS = 48 * 2**20  # what kernels and collectives keep for themselves from the first step on
+LOGIT_COPIES = 28  # bytes per logit: of both models, in float32, normalised, and a gradient
+PART_COPIES = 12
+FRAGMENTS = 1.06  # of a GPU's memory, lost between blocks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """Bytes per rank. `items` are there at one moment or another; `peak` is the most that is there at once."""
+
+    items: Mapping[str, int]
+    peak: int
+    host: int = 0
+    """In host memory beside a GPU's."""
+
+
+def footprint(job: Job, widths: Widths) -> Footprint:
+    """Of the steps at these physical widths."""
+    framework = {"framework": job.device.framework + KERNELS}
+    always = framework | {"teacher": teacher_bytes(job)} | states(job, widths)
+    pass_through = activations(job, widths) | {"logits": logits(job)}
+    step = {"optimizer step": step_bytes(job, widths)}
+    gradients = {"gradients": gradient_bytes(job, widths)}
+    items = always | gradients | pass_through | step
+    passing, stepping = sum(pass_through.values()), sum(step.values())
+    # Small tensors that a process keeps when they are freed are still there at the optimizer step.
+    most = passing + stepping if _keeps_freed(job) else max(passing, stepping)
+    peak = sum(always.values()) + sum(gradients.values()) + most
+    if not job.device.keeps_freed:
+        peak = round(FRAGMENTS * (peak - framework["framework"])) + framework["framework"]
+    return Footprint(items=items, peak=peak, host=host_bytes(job, widths))
+
+
+def _keeps_freed(job: Job) -> bool:
+    """Sharded models have the C library give freed memory back (runtime.memory.return_freed)."""
+    return job.device.keeps_freed and job.stage < 3 and job.placement == "replicated"
+
+
+def teacher_bytes(job: Job) -> int:
+    size = entries(job.taught()) * job.weight_bytes
+    if job.placement == "replicated":
+        return size
+    largest = max((entries(iter([parameter])) for parameter in job.taught()), default=0) * job.weight_bytes
+    own = 0 if job.placement == "cpu_offload" and not job.device.keeps_freed else size // job.ranks
+    return own + 2 * largest  # what is gathered for one module and fetched for the next
+
+
+def states(job: Job, widths: Widths) -> dict[str, int]:
+    """Weights, masters and moments."""
+    size = entries(job.trained(widths))
+    weights, sharded = job.weight_bytes * size, MASTER_AND_MOMENTS * size // job.ranks
+    if job.stage == 0:
+        return {"student": weights, "optimizer": 2 * FP32 * size}
+    if job.stage == 3:
+        live = min(size, job.zero("stage3_max_live_parameters", LIVE))
+        gathered = 0 if job.ranks == 1 and job.placement == "zero3" else job.weight_bytes * live
+        return {"student": weights // job.ranks + gathered, "optimizer": 0 if job.offloads else sharded}
+    return {"student": weights, "optimizer": 0 if job.offloads else sharded}
+
+
+def gradient_bytes(job: Job, widths: Widths) -> int:
+    """Gradients as they are when the backward pass ends, with the bucket they are reduced in."""
+    size, w = entries(job.trained(widths)), job.weight_bytes
+    bucket = w * min(size, job.zero("reduce_bucket_size", BUCKET)) * (2 if job.zero("overlap_comm", False) else 1)
+    if job.stage in (0, 1):
+        return w * size + bucket
+    return w * size // job.ranks + 2 * bucket if job.stage == 3 else bucket  # reduced from a second copy
+
+
+def step_bytes(job: Job, widths: Widths) -> int:
+    """Copies of this rank's gradients while Adam works: gathered, in a row, in float32."""
+    size, w = entries(job.trained(widths)), job.weight_bytes
+    if job.stage == 0 or job.offloads:
+        return 0
+    copies = FP32 if job.stage == 3 else 2 * w + FP32
+    return copies * size // job.ranks
+
+
+def activations(job: Job, widths: Widths) -> dict[str, int]:
+    """What the backward pass needs of the forward passes, and what the losses compare."""
+    reads, taught = job.objective.student_reads(), job.objective.teacher_reads()
+    c, tokens, plan = job.computed_bytes, job.tokens, job.student_plan
+    layers = plan.layers
+    kept = c * tokens * per_token(plan, widths)
+    maps = tokens * job.config.sequence_length * widths.heads
+    if "attention" in reads:  # the softmax in float32 and as it is used
+        kept += maps * (FP32 + c)
+    found = {"activations": layers * kept}
+    if ds_config.recomputes(job.machine):
+        found["activations"] = kept + layers * c * tokens * widths.hidden
+    losses = 0
+    if "attention" in taught:
+        losses += job.plan.layers * tokens * job.config.sequence_length * job.plan.full.heads * c
+        losses += 2 * FP32 * layers * maps
+    if "hidden" in taught or "embedding" in taught:
+        losses += c * tokens * job.plan.full.hidden * (job.plan.layers + 1)
+    compared = layers * ("hidden" in reads) + ("embedding" in reads)
+    losses += compared * tokens * job.plan.full.hidden * (c + 2 * FP32) * job.with_teacher
+    return found | {"losses": losses}
+
+
+def per_token(plan: WidthPlan, widths: Widths) -> int:
+    """Entries per token that one layer keeps for its backward pass, with fused attention: what each matrix reads, what
+    attention and the activation read, what the norms read."""
+    gives, takes = 0, set[str]()
+    gated = sum(row.axes == ("ffn", "hidden") for row in plan.family.rows) > 1
+    into = [
+        row
+        for row in plan.family.rows
+        if row.axes[1:] == ("hidden",) and row.axes[0] in ("qk", "vo", "queries", "keys")
+    ]
+    for row in into:
+        gives += plan.size(row.axes[0], widths)
+        takes.add("attention")
+    context = widths.heads * widths.head_size
+    norms = 4 * widths.hidden
+    inputs = widths.hidden * (2 if gated else 1)
+    return gives + context + norms + inputs + widths.ffn * (3 if gated else 2) + widths.hidden * (not takes)
+
+
+def logits(job: Job) -> int:
+    vocabulary = job.plan.fixed["vocab"]
+    if not {"logits", "predicted"} & set(job.objective.student_reads()):
+        return 0
+    copies = LOGIT_COPIES if job.objective.logits == "logits" else PART_COPIES * 2
+    return job.rows * vocabulary * copies // (1 if job.with_teacher else 2)
+
+
+def host_bytes(job: Job, widths: Widths) -> int:
+    """Masters, moments and gradients beside a GPU, and a teacher that lies there."""
+    if job.device.keeps_freed:
+        return 0
+    size = entries(job.trained(widths))
+    offloaded = (MASTER_AND_MOMENTS + FP32) * size // job.ranks if job.offloads else 0
+    return offloaded + (entries(job.taught()) * 2 // job.ranks if job.placement == "cpu_offload" else 0)
+
+
+def start_bytes(job: Job) -> int:
+    """While models are loaded and the first engine is built."""
+    size = entries(job.trained(job.first_widths))
+    source = FP32 * entries(shapes(job.plan, job.plan.full)) if job.placement == "replicated" else 0
+    w, framework = job.weight_bytes, job.device.framework
+    if job.stage == 3:
+        return framework + source + teacher_bytes(job) * (not source) + (w + FP32 + w) * size // job.ranks
+    masters = 0 if job.stage == 0 else (w + FP32) * size // job.ranks
+    return framework + source + FP32 * size + masters
+
+
+def checkpoint_bytes(job: Job, widths: Widths) -> int:
+    """Master weights and moments, in the files of all ranks together."""
+    return MASTER_AND_MOMENTS * entries(job.trained(widths))

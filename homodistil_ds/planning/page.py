@@ -1,0 +1,118 @@
+"""A plan as people read it: a table of its phases, a table of the other choices, and a picture."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from homodistil_ds.config import RunConfig
+from homodistil_ds.evaluation.figures import COLOURS, blank, tidy
+from homodistil_ds.evaluation.report import duration_text
+from homodistil_ds.machine import Machine
+from homodistil_ds.planning.devices import this_device
+from homodistil_ds.planning.job import job_of
+from homodistil_ds.planning.plan import ROOM, Choice, Phase, Plan, as_json, plan_of
+from homodistil_ds.runtime import console, launch
+
+GIB = 2**30
+
+
+def show(config: RunConfig, machine: Machine) -> None:
+    """On rank 0: the plan of exactly this run, on the ranks that were started. Raises HomodistilError."""
+    launch.complete_environment()
+    if launch.is_first_rank():
+        here = launch.ranks_here()
+        nodes = max(1, int(os.environ["WORLD_SIZE"]) // here)
+        console.say(text(plan_of(job_of(config, machine, nodes=nodes, ranks_per_node=here, device=this_device()))))
+
+
+def write(plan: Plan, folder: Path) -> None:
+    """plan.md, plan.json and plan.png in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "plan.md").write_text(text(plan) + "\n", encoding="utf-8")
+    (folder / "plan.json").write_text(json.dumps(as_json(plan), indent=2) + "\n", encoding="utf-8")
+    picture(plan).savefig(folder / "plan.png")
+
+
+def text(plan: Plan) -> str:
+    """Markdown, readable on a console."""
+    job = plan.job
+    devices = f"{job.ranks} x {job.device.name}" + (f" on {job.nodes} nodes" if job.nodes > 1 else "")
+    verdict = "fits" if plan.fits else "DOES NOT FIT"
+    lines = [
+        f"# Plan: {job.config.teacher}, {job.config.steps:,} steps on {devices}",
+        "",
+        f"ZeRO {job.stage}, teacher {job.placement}, micro batch {job.micro_batch} x {job.config.sequence_length} "
+        f"tokens, accumulation {job.accumulation}.",
+        f"Peak {gib(plan.peak)} of {gib(job.device.memory)} per rank, {gib(plan.start_peak)} at the start: {verdict}.",
+        f"{plan.tokens:,} tokens, {plan.flops:.3g} FLOPs, {duration_text(plan.seconds)}, "
+        f"{plan.device_hours:,.2f} device hours (estimate).",
+        f"A checkpoint takes at most {gib(plan.checkpoint_bytes)}; {job.config.save_total_limit} are kept.",
+        "",
+        "| steps | widths | parameters | peak | teacher | student | optimizer | gradients | activations, losses "
+        "| logits | got per step | step | of it collectives | tokens/s | MFU |",
+        "|:--|:--|" + "--:|" * 13,
+        *(_row(phase) for phase in plan.phases),
+        "",
+        "| ZeRO | teacher | micro batch | peak | fits | device hours |",
+        "|--:|:--|--:|--:|:--|--:|",
+        *(_choice(choice) for choice in plan.choices),
+    ]
+    lines += ["", *(f"- {warning}" for warning in plan.warnings)] if plan.warnings else []
+    return "\n".join(lines)
+
+
+def _row(phase: Phase) -> str:
+    items = phase.footprint.items
+    passing = items["activations"] + items["losses"]
+    own = [items[name] for name in ("teacher", "student", "optimizer", "gradients")]
+    sizes = " | ".join(gib(size) for size in (phase.footprint.peak, *own, passing, items["logits"]))
+    got, pace = sum(phase.traffic.values()), phase.pace
+    return (
+        f"| {phase.first:,}-{phase.last:,} | {phase.widths} | {phase.parameters:,} | {sizes} | {gib(got)} "
+        f"| {seconds(pace.seconds)} | {seconds(pace.communication)} | {pace.tokens_per_second:,.0f} "
+        f"| {pace.utilisation:.0%} |"
+    )
+
+
+def _choice(choice: Choice) -> str:
+    fits = "yes" if choice.fits else "no"
+    return (
+        f"| {choice.stage} | {choice.placement} | {choice.micro_batch} | {gib(choice.peak)} | {fits} "
+        f"| {choice.hours:,.2f} |"
+    )
+
+
+def gib(size: float) -> str:
+    return f"{size / GIB:,.2f} GiB"
+
+
+def seconds(duration: float) -> str:
+    return f"{duration:.2f} s" if duration >= 1 else f"{duration * 1000:.1f} ms"
+
+
+def picture(plan: Plan) -> Figure:
+    """Memory per rank and seconds of a step over the steps of the run."""
+    figure = blank()
+    ends = [phase.first - 1 for phase in plan.phases] + [plan.phases[-1].last]
+    for place, (title, values, unit) in enumerate(
+        (
+            ("memory per rank", [phase.footprint.peak / GIB for phase in plan.phases], "GiB"),
+            ("an optimizer step", [phase.pace.seconds for phase in plan.phases], "seconds"),
+        )
+    ):
+        axes = figure.add_subplot(2, 1, place + 1)
+        tidy(axes)
+        axes.stairs(values, ends, baseline=None, color=COLOURS[0], linewidth=2)
+        room = ROOM * plan.job.device.memory / GIB
+        if place == 0 and room < 2 * max(values):
+            axes.axhline(room, color=COLOURS[1], linestyle=":", linewidth=2)
+        axes.set_ylim(0, 1.1 * max([*values, room if place == 0 and room < 2 * max(values) else 0]))
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_ylabel(unit)
+    axes.set_xlabel("optimizer step")
+    figure.suptitle("What the run is planned to take", fontsize=12)
+    return figure

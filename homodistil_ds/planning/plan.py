@@ -1,0 +1,244 @@
+"""The plan of a run: its phases between cuts, what they take, what else would do, and what will hurt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from homodistil_ds.models.width import Widths, count
+from homodistil_ds.planning import memory
+from homodistil_ds.planning.job import Job, entries
+from homodistil_ds.planning.memory import Footprint, footprint, start_bytes
+from homodistil_ds.planning.speed import Pace, pace
+from homodistil_ds.planning.traffic import step_traffic
+from homodistil_ds.pruning.cost import step_parts
+from homodistil_ds.pruning.milestones import Milestone
+
+ROOM = 0.95  # of a device's memory that a plan may fill: formulas are some per cent off
+TILE = 64  # widths in these multiples keep tensor cores busy
+ENOUGH_TOKENS = 4096  # of a micro batch, from which sharded weights take less time than the work on them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """The steps `first` to `last` at one physical shape."""
+
+    first: int
+    last: int
+    widths: Widths
+    parameters: int
+    """Of the student, without projections."""
+    footprint: Footprint
+    traffic: Mapping[str, int]
+    """Bytes that a rank gets in one optimizer step, while neurons still leave."""
+    pace: Pace
+
+    @property
+    def steps(self) -> int:
+        return self.last - self.first + 1
+
+    @property
+    def seconds(self) -> float:
+        return self.steps * self.pace.seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The same run under another ZeRO stage, placement of the teacher and micro batch."""
+
+    stage: int
+    placement: str
+    micro_batch: int
+    peak: int
+    fits: bool
+    hours: float
+    """Of all devices."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Bytes are those of the rank that has most; hours those of all devices together."""
+
+    job: Job
+    phases: tuple[Phase, ...]
+    start_peak: int
+    flops: float
+    checkpoint_bytes: int
+    choices: tuple[Choice, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def peak(self) -> int:
+        return max(self.start_peak, *(phase.footprint.peak for phase in self.phases))
+
+    @property
+    def fits(self) -> bool:
+        return self.peak <= ROOM * self.job.device.memory
+
+    @property
+    def seconds(self) -> float:
+        return sum(phase.seconds for phase in self.phases)
+
+    @property
+    def device_hours(self) -> float:
+        return self.seconds * self.job.ranks / 3600
+
+    @property
+    def tokens(self) -> int:
+        return self.job.config.steps * self.job.config.global_batch_size * self.job.config.sequence_length
+
+
+def plan_of(job: Job) -> Plan:
+    phases = tuple(_phases(job))
+    tokens = job.config.global_batch_size * job.config.sequence_length
+    plan = Plan(
+        job=job,
+        phases=phases,
+        start_peak=start_bytes(job),
+        flops=sum(tokens * phase.steps * job.flops(phase.widths) for phase in phases),
+        checkpoint_bytes=memory.checkpoint_bytes(job, phases[0].widths),
+        choices=tuple(_choices(job)),
+        warnings=(),
+    )
+    return replace(plan, warnings=tuple(_warnings(plan)))
+
+
+def _phases(job: Job) -> Iterator[Phase]:
+    cuts = (Milestone(step=0, widths=job.first_widths), *job.milestones)
+    ends = [cut.step for cut in job.milestones] + [job.config.steps]
+    for cut, last in zip(cuts, ends, strict=True):
+        own, scored = job.at(cut.widths), job.schedule.is_scored(cut.step + 1)
+        yield Phase(
+            first=cut.step + 1,
+            last=last,
+            widths=cut.widths,
+            parameters=count(job.student_plan, cut.widths).with_head,
+            footprint=footprint(own, cut.widths),
+            traffic=step_traffic(own, cut.widths, scored),
+            pace=pace(own, cut.widths, scored),
+        )
+
+
+def _choices(job: Job) -> Iterator[Choice]:
+    """Every stage that this precision trains at with every placement, the cheapest that fits first.
+
+    Each with the largest micro batch that fits, of the one that was asked for and its halves.
+    """
+    stages = [stage for stage in (0, 1, 2, 3) if stage or job.weight_bytes == 4]
+    placements = ("replicated", "zero3") if job.with_teacher and job.ranks > 1 else (job.placement,)
+    if job.plan.family.fused:
+        stages, placements = [stage for stage in stages if stage < 3], ("replicated",)
+    found = [_choice(job, stage, placement) for stage in stages for placement in placements]
+    yield from sorted(found, key=lambda choice: (not choice.fits, choice.hours if choice.fits else choice.peak))
+
+
+def _choice(job: Job, stage: int, placement: str) -> Choice:
+    zero = {**job.machine.get("zero_optimization", {}), "stage": stage}
+    if stage == 0:
+        zero.pop("offload_optimizer", None)
+    micro, times = job.micro_batch, job.accumulation
+    while True:
+        sizes = {"train_micro_batch_size_per_gpu": micro, "gradient_accumulation_steps": times}
+        own = replace(job, machine={**job.machine, **sizes, "zero_optimization": zero}, later=None, placement=placement)
+        phases = list(_phases(own))
+        peak = max(start_bytes(own), *(phase.footprint.peak for phase in phases))
+        fits = peak <= ROOM * own.device.memory
+        if fits or micro % 2:
+            break
+        micro, times = micro // 2, times * 2
+    hours = sum(phase.seconds for phase in phases) * own.ranks / 3600
+    return Choice(stage=stage, placement=placement, micro_batch=micro, peak=peak, fits=fits, hours=hours)
+
+
+def _warnings(plan: Plan) -> Iterator[str]:
+    job, device = plan.job, plan.job.device
+    best = plan.choices[0]
+    if not plan.fits:
+        does = "nor does any other choice below"
+        if best.fits:
+            does = f"ZeRO {best.stage}, the teacher {best.placement} and a micro batch of {best.micro_batch} do"
+        needed, has = plan.peak / 2**30, device.memory / 2**30
+        yield f"does not fit: {needed:.1f} of {has:.1f} GiB per rank; {does}"
+    if job.tokens < ENOUGH_TOKENS and job.ranks > 1 and job.stage == 3 and not device.keeps_freed:
+        yield (
+            f"a micro batch has {job.tokens:,} tokens: under {ENOUGH_TOKENS:,} ZeRO 3 waits for weights longer than it "
+            "computes; raise train_micro_batch_size_per_gpu or use a lower stage"
+        )
+    if job.stage == 2 and job.accumulation > 1 and job.ranks > 1:
+        yield f"ZeRO 2 sends every gradient {job.accumulation} times per step, ZeRO 1 once; stage 1 where it fits"
+    if "attention" in job.objective.student_reads() and job.config.sequence_length >= 512:
+        yield "attention maps of this length are held whole; --loss.attention 0 runs fused attention"
+    target = plan.phases[-1].widths
+    uneven = [f"{name} {size}" for name, size in (("hidden", target.hidden), ("ffn", target.ffn)) if size % TILE]
+    if uneven and not device.keeps_freed and target != job.student_plan.full:
+        yield f"{' and '.join(uneven)} of the student: multiples of {TILE} keep tensor cores busy"
+    last = step_parts(
+        job.student_plan,
+        target,
+        sequence_length=job.config.sequence_length,
+        predicted_share=job.predicted_share,
+        reads=job.objective.student_reads(),
+        teacher_reads=job.objective.teacher_reads() if job.with_teacher else None,
+        teacher_plan=job.plan,
+    )
+    if last["teacher"] > sum(last.values()) / 2:
+        yield f"at the end {last['teacher'] / sum(last.values()):.0%} of the work is the teacher's forward pass"
+    if job.offloads:
+        yield "offloaded Adam: expect a third of the speed that the same model has without"
+    if plan.phases[0].pace.communication > plan.phases[0].pace.seconds / 5:
+        share = plan.phases[0].pace.communication / plan.phases[0].pace.seconds
+        yield f"collectives take {share:.0%} of a step if nothing hides them; raise the micro batch"
+    if job.config.assistant != "none":
+        yield "the second descent, from the assistant, is not part of this plan"
+    if job.ranks > 64:
+        yield f"simulated: nothing of this was measured on {job.ranks:,} ranks"
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """What programs read: numbers in bytes, seconds and FLOPs."""
+    job = plan.job
+    return {
+        "teacher": job.config.teacher,
+        "method": job.config.method,
+        "device": job.device.name,
+        "device_memory_bytes": job.device.memory,
+        "nodes": job.nodes,
+        "ranks": job.ranks,
+        "zero_stage": job.stage,
+        "teacher_placement": job.placement,
+        "micro_batch": job.micro_batch,
+        "accumulation": job.accumulation,
+        "fits": plan.fits,
+        "peak_bytes": plan.peak,
+        "start_peak_bytes": plan.start_peak,
+        "tokens": plan.tokens,
+        "flops": plan.flops,
+        "seconds": plan.seconds,
+        "device_hours": plan.device_hours,
+        "checkpoint_bytes": plan.checkpoint_bytes,
+        "checkpoints_kept": job.config.save_total_limit,
+        "simulated": job.ranks > 64,
+        "phases": [_phase_json(job, phase) for phase in plan.phases],
+        "choices": [vars(choice) for choice in plan.choices],
+        "warnings": list(plan.warnings),
+    }
+
+
+def _phase_json(job: Job, phase: Phase) -> dict[str, Any]:
+    return {
+        "first_step": phase.first,
+        "last_step": phase.last,
+        "widths": vars(phase.widths),
+        "parameters": phase.parameters,
+        "trained_parameters": entries(job.trained(phase.widths)),
+        "memory_bytes": dict(phase.footprint.items),
+        "peak_bytes": phase.footprint.peak,
+        "host_bytes": phase.footprint.host,
+        "traffic_bytes": dict(phase.traffic),
+        "flops_per_token": job.flops(phase.widths),
+        "step_seconds": phase.pace.seconds,
+        "communication_seconds": phase.pace.communication,
+        "tokens_per_second": phase.pace.tokens_per_second,
+        "mfu": phase.pace.utilisation,
+    }

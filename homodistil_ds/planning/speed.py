@@ -1,0 +1,77 @@
+"""Seconds of an optimizer step by a roofline: matrix products at the largest measured rate, the rest by bandwidth.
+
+An estimate. Operations do not overlap, nor does communication; what good systems reach of the roofline is REACHED.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from homodistil_ds.models.width import Widths
+from homodistil_ds.planning.devices import REACHED
+from homodistil_ds.planning.job import Job, entries
+from homodistil_ds.planning.memory import per_token
+from homodistil_ds.planning.traffic import messages, step_traffic
+from homodistil_ds.pruning.cost import body_flops, head_flops
+from homodistil_ds.runtime import ds_config
+
+LATENCY = 15e-6  # of a collective, per doubling of the ranks
+MOVED = 6.0  # times that what a layer keeps is read and written in a forward and a backward pass
+MOVED_FORWARD = 2.0
+ADAM_BYTES = 30  # moved per parameter by a fused Adam
+LOGIT_BYTES = 62  # moved per logit by losses that are not fused
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Of one optimizer step."""
+
+    seconds: float
+    communication: float
+    """The part of `seconds` that collectives take, if nothing hides them."""
+    tokens_per_second: float
+    """Of all ranks."""
+    utilisation: float
+    """Model FLOPs over what the devices could do by their data sheets (MFU)."""
+
+
+def pace(job: Job, widths: Widths, scored: bool) -> Pace:
+    """At these physical widths; `scored` while neurons still leave."""
+    device = job.device
+    reached = 1.0 if device.keeps_freed else REACHED  # a CPU's rate is measured, not the data sheet's
+    tokens = job.tokens * job.accumulation
+    again = body_flops(job.student_plan, widths, job.config.sequence_length) * ds_config.recomputes(job.machine)
+    products = tokens * (job.flops(widths) + again) / device.product
+    moved = tokens * _moved(job, widths) + ADAM_BYTES * entries(job.trained(widths)) / job.ranks
+    computing = (products + moved / device.bandwidth) / reached
+    traffic = sum(step_traffic(job, widths, scored).values())
+    communication = traffic / job.bus + messages(job) * LATENCY * math.log2(job.ranks) if job.ranks > 1 else 0.0
+    seconds = computing + communication
+    return Pace(
+        seconds=seconds,
+        communication=communication,
+        tokens_per_second=tokens * job.ranks / seconds,
+        utilisation=tokens * useful_flops(job, widths) / (seconds * device.peak),
+    )
+
+
+def useful_flops(job: Job, widths: Widths) -> float:
+    """Per token: the teacher's forward pass, the student's forward and backward, heads where logits are read."""
+    length, share = job.config.sequence_length, job.predicted_share
+    models = [(job.student_plan, widths, 3)] + [(job.plan, job.plan.full, 1)] * job.with_teacher
+    return sum(times * (body_flops(plan, own, length) + share * head_flops(plan, own)) for plan, own, times in models)
+
+
+def _moved(job: Job, widths: Widths) -> float:
+    """Bytes per token of everything that is no matrix product."""
+    c = job.computed_bytes
+    student = MOVED * job.student_plan.layers * per_token(job.student_plan, widths)
+    teacher = MOVED_FORWARD * job.plan.layers * per_token(job.plan, job.plan.full) * job.with_teacher
+    maps = 0.0
+    if "attention" in job.objective.student_reads():
+        maps = 18 * job.student_plan.layers * widths.heads + 15 * job.plan.layers * job.plan.full.heads
+    return (
+        c * (student + teacher + maps * job.config.sequence_length)
+        + job.predicted_share * LOGIT_BYTES * job.plan.fixed["vocab"]
+    )

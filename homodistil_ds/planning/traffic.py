@@ -1,0 +1,106 @@
+"""Bytes that a rank gets from collectives in one optimizer step, by what they carry: as counted on real runs.
+
+Equal to the byte for models whose logits are made at once; where they are made in parts, what ZeRO-3 gathers again for
+the head is added up from the number of parts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Iterator
+
+from homodistil_ds.models.width import WidthPlan, Widths
+from homodistil_ds.planning.job import Job, entries, shapes
+from homodistil_ds.planning.memory import FP32, LIVE
+
+PERSISTENT = 100_000  # entries up to which ZeRO-3 keeps a parameter whole, unless the file says so
+REUSE = 1_000_000_000  # entries after which a gathered parameter that is needed again is let go
+PER_LAYER = "projections.hidden.weight"  # lifts the states of every layer
+Parameters = Iterable[tuple[str, tuple[int, ...]]]
+
+
+def step_traffic(job: Job, widths: Widths, scored: bool) -> dict[str, int]:
+    """At these physical widths; `scored` while neurons still leave. Nothing on one rank."""
+    if job.ranks == 1:
+        return {}
+    trained = list(job.trained(widths))
+    found = _sharded(job, trained, widths) if job.stage == 3 else _whole(job, trained)
+    if job.placement != "replicated" and job.with_teacher:
+        read_again = _read_again(job, job.plan, job.plan.full, job.objective.teacher_reads())
+        found["teacher"] = job.accumulation * gathered(job, [*job.taught(), *read_again], 1)
+    if scored:
+        found["scores"] = FP32 * sum(_neurons(job, widths))
+    return {name: size for name, size in found.items() if size}
+
+
+def _whole(job: Job, trained: Parameters) -> dict[str, int]:
+    trained = list(trained)
+    gradients = job.weight_bytes * entries(iter(trained)) * (job.accumulation if job.stage == 2 else 1)
+    return {"gradients": gradients, "weights": job.weight_bytes * flat(job, trained) if job.stage else 0}
+
+
+def _sharded(job: Job, trained: Parameters, widths: Widths) -> dict[str, int]:
+    trained = list(trained)
+    again = list(_read_again(job, job.student_plan, widths, job.objective.student_reads()))
+    again += [one for one in trained if one[0] == PER_LAYER] * (job.student_plan.layers - 1)
+    size = entries(iter(trained))
+    stays = size <= min(job.zero("stage3_max_live_parameters", LIVE), job.zero("stage3_max_reuse_distance", REUSE))
+    weights = job.accumulation * gathered(job, trained if stays else [*trained, *again], 1 if stays else 2)
+    small = [parameter for parameter in trained if not _is_split(job, parameter[1])]
+    weights += job.weight_bytes * padded(small, job.ranks)  # once, after the step
+    gradients = job.accumulation * job.weight_bytes * padded(trained, job.ranks)
+    return {"gradients": gradients // job.ranks, "weights": weights}
+
+
+def _read_again(
+    job: Job, plan: WidthPlan, widths: Widths, reads: Collection[str]
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """What a forward pass reads at several places, once for each but the first: the vocabulary's matrix, where it is
+    tied to the embedding or makes logits in parts; it stays whole from part to part where the file lets it."""
+    if not {"logits", "predicted"} & set(reads):
+        return
+    parameters = list(shapes(plan, widths))
+    untied = [(name, shape) for name, shape in parameters if name == "lm_head.weight"]
+    matrix = untied or [next(one for one in parameters if one[1][:1] == (plan.fixed["vocab"],) and len(one[1]) > 1)]
+    times = 1
+    if "predicted" in reads:  # and once more for gradients
+        stays = math.prod(matrix[0][1]) <= job.zero("stage3_max_reuse_distance", REUSE)
+        times = 2 if stays else 2 * -(-job.predicted // job.rows)
+    for _ in range(times - bool(untied)):
+        yield from matrix
+
+
+def gathered(job: Job, parameters: Parameters, times: int) -> int:
+    """Of one micro batch, at ZeRO-3."""
+    return times * job.weight_bytes * padded((p for p in parameters if _is_split(job, p[1])), job.ranks)
+
+
+def _is_split(job: Job, shape: tuple[int, ...]) -> bool:
+    return math.prod(shape) > job.zero("stage3_param_persistence_threshold", PERSISTENT)
+
+
+def padded(parameters: Parameters, ranks: int) -> int:
+    """Entries, each parameter filled up to equal parts."""
+    return sum(-(-math.prod(shape) // ranks) * ranks for _, shape in parameters)
+
+
+def flat(job: Job, trained: Parameters) -> int:
+    """Entries of ZeRO 1 and 2: matrices and vectors in a row each, filled up to equal parts of an even length."""
+    total, trained = 0, list(trained)
+    for matrices in (True, False):
+        count = sum(math.prod(shape) for _, shape in trained if (len(shape) > 1) is matrices)
+        total += -(-count // (2 * job.ranks)) * 2 * job.ranks
+    return total
+
+
+def _neurons(job: Job, widths: Widths) -> Iterable[int]:
+    """Of every group at physical widths."""
+    plan = job.student_plan
+    for group, _ in plan.groups().items():
+        yield plan.size(group.partition(".")[0], widths)
+
+
+def messages(job: Job) -> int:
+    """Collectives of a step that wait for the network, at least."""
+    per_layer = 2 * job.student_plan.layers * job.accumulation if job.stage == 3 else 0
+    return 4 + per_layer + (job.plan.layers * job.accumulation if job.placement != "replicated" else 0)

@@ -1,0 +1,61 @@
+"""What a run takes is what its plan says: bytes of collectives to the byte, FLOPs, the peak of its memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import plan_memory
+import pytest
+from plan_memory import BESIDE, CASES, measure
+from tiny_run import write_corpus, write_teacher
+
+from integration.processes import machine, work
+
+RANKS = 2
+# ZeRO-3 last: it changes torch's linear for the whole process.
+TRAFFIC: dict[str, dict[str, Any]] = {
+    "zero0": {"machine": machine(0), "placement": "replicated"},
+    "zero1": {"machine": machine(1), "placement": "replicated"},
+    "zero2": {"machine": machine(2), "placement": "replicated"},
+    "zero2-at-once": {"machine": machine(2) | {"train_micro_batch_size_per_gpu": 8}, "placement": "replicated"},
+    "zero2-bf16": {"machine": machine(2) | {"bf16": {"enabled": True}}, "placement": "replicated"},
+    "zero2-teacher-in-pieces": {"machine": machine(2), "placement": "zero3"},
+    "zero3": {"machine": machine(3), "placement": "replicated"},
+    "zero3-teacher-in-pieces": {"machine": machine(3), "placement": "zero3"},
+    "zero3-small-ones-whole": {"machine": machine(3), "placement": "replicated"},
+    "zero3-let-go": {"machine": machine(3), "placement": "replicated"},
+}
+TRAFFIC["zero3-small-ones-whole"]["machine"]["zero_optimization"]["stage3_param_persistence_threshold"] = 100
+TRAFFIC["zero3-let-go"]["machine"]["zero_optimization"] |= {
+    "stage3_max_live_parameters": 0,
+    "stage3_max_reuse_distance": 0,
+    "stage3_prefetch_bucket_size": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("traffic")
+    teacher, corpus = write_teacher(folder / "teacher"), write_corpus(folder / "words.txt")
+    return work(RANKS, "planned_traffic", folder / "out", teacher=teacher, corpus=corpus, cases=TRAFFIC)
+
+
+@pytest.mark.parametrize("case", TRAFFIC)
+def test_planned_bytes_are_those_that_are_counted(counted: dict[str, Any], case: str) -> None:
+    found = counted[case]
+    assert len(found["phases"]) == 2
+    for phase in found["phases"]:
+        # DeepSpeed learns in a first step at which places it needs what, and sends more.
+        for step in range(phase["first"] + 1, phase["last"] + 1):
+            traffic = dict(phase["traffic"])
+            if step > found["end"]:
+                traffic.pop("scores", None)
+            assert found["counted"][str(step)] == sum(traffic.values()), (step, traffic)
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("case", ["bert-0-1", "bert-2-1", "llama-1-2", "llama-3-2"])
+def test_planned_memory_is_near_the_peak_that_is_measured(case: str, tmp_path: Path) -> None:
+    row = measure(next(one for one in CASES if one.name == case), tmp_path)
+    assert abs(row["off_by"]) <= BESIDE, plan_memory.line(row)

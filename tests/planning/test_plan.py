@@ -1,0 +1,213 @@
+"""Plans against what torch counts, what a run will do, and figures that are known."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from family_models import tiny_model
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import BertConfig, LlamaConfig
+
+from homodistil_ds.config import PruningConfig, RunConfig, StudentConfig
+from homodistil_ds.distillation.losses import Inputs
+from homodistil_ds.errors import HomodistilError
+from homodistil_ds.machine import Machine
+from homodistil_ds.models.forward import Student, Teacher, headed
+from homodistil_ds.planning import page
+from homodistil_ds.planning.devices import GPUS, Device, device_named
+from homodistil_ds.planning.job import Job, entries, job_of
+from homodistil_ds.planning.memory import footprint, per_token
+from homodistil_ds.planning.plan import Plan, as_json, plan_of
+from homodistil_ds.planning.traffic import step_traffic
+from homodistil_ds.presets import PRESETS
+
+GIB = 2**30
+H100 = GPUS["h100"]
+
+
+def machine(stage: int, micro: int = 16, **more: Any) -> dict[str, Any]:
+    zero = {"stage": stage} | more
+    return {"train_micro_batch_size_per_gpu": micro, "zero_optimization": zero, "bf16": {"enabled": stage > 0}}
+
+
+def llama_7b(folder: Path) -> RunConfig:
+    sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+    LlamaConfig(vocab_size=32000, tie_word_embeddings=False, max_position_embeddings=4096, **sizes).save_pretrained(
+        folder
+    )
+    student = StudentConfig(hidden_size=1792, intermediate_size=4864, num_attention_heads=14)
+    return replace(PRESETS["logit"](), teacher=str(folder), student=student)
+
+
+def bert_base(folder: Path) -> RunConfig:
+    BertConfig().save_pretrained(folder)
+    return replace(PRESETS["homobert_small"](), teacher=str(folder))
+
+
+def job(
+    config: RunConfig, values: dict[str, Any], ranks: int = 8, device: Device = H100, placement: str = "auto"
+) -> Job:
+    stated = Machine(ds_config=values, teacher_placement=placement)
+    return job_of(config, stated, nodes=max(1, ranks // 8), ranks_per_node=min(ranks, 8), device=device)
+
+
+@pytest.mark.parametrize("variant", ["bert", "llama", "gpt2", "qwen3"])
+def test_planned_flops_are_those_that_torch_counts_in_a_step_with_its_losses(variant: str, tmp_path: Path) -> None:
+    model = tiny_model(variant)
+    model.config.save_pretrained(tmp_path)
+    preset = PRESETS["demo" if variant == "bert" else "homodistil"]()
+    config = replace(
+        preset,
+        teacher=str(tmp_path),
+        student=StudentConfig(),
+        global_batch_size=8,
+        sequence_length=32,
+    )
+    planned = job(config, machine(2, micro=8), ranks=1)
+    objective, family = planned.objective, planned.plan.family
+    teacher = Teacher(model, family, objective.teacher_reads())
+    student = Student(tiny_model(variant).requires_grad_(True), family, objective.student_reads(), teacher_hidden=32)
+    for each in (teacher.model, student.model):
+        each.set_attn_implementation("eager")  # the counter does not look into every fused kernel
+    ids = torch.randint(5, 180, (8, 32))
+    positions = torch.arange(round(32 * planned.predicted_share)).expand(8, -1)
+    heads = [torch.arange(4)] * 2
+    counter = FlopCounterMode(display=False)
+    with counter:
+        with torch.no_grad():
+            taught = headed(teacher, teacher(ids, positions, reads=objective.teacher_reads()))
+        own = headed(student, student(ids, positions))
+        labels = ids[:, : positions.shape[1]]
+        total, _ = objective(
+            Inputs(
+                student=own,
+                teacher=taught,
+                labels=labels,
+                student_heads=heads,
+                head_origins=heads,
+                **objective.settings,
+            )
+        )
+        total.backward()
+    assert planned.tokens * planned.flops(planned.student_plan.full) == pytest.approx(
+        counter.get_total_flops(), rel=0.01
+    )
+
+
+def test_phases_cover_the_run_and_shrink(tmp_path: Path) -> None:
+    plan = plan_of(job(bert_base(tmp_path), machine(1, micro=64)))
+    assert plan.phases[0].first == 1
+    assert plan.phases[-1].last == 28_000
+    assert all(one.last + 1 == two.first for one, two in zip(plan.phases, plan.phases[1:], strict=False))
+    assert len(plan.phases) == 9
+    peaks, seconds = (
+        [f(phase) for phase in plan.phases] for f in (lambda p: p.footprint.peak, lambda p: p.pace.seconds)
+    )
+    assert peaks == sorted(peaks, reverse=True)
+    assert seconds == sorted(seconds, reverse=True)
+    assert plan.tokens == 28_000 * 4096 * 128
+    assert plan.fits
+    # Masked throughout it would cost some 2.1 times as much (performance of the schedule, K = 8, t_f = 0.7).
+    whole = plan.tokens * plan.job.flops(plan.job.plan.full)
+    assert whole / plan.flops == pytest.approx(2.14, rel=0.05)
+
+
+def test_bytes_of_weights_masters_and_moments_are_exact(tmp_path: Path) -> None:
+    config = llama_7b(tmp_path)
+    for stage, weights, states in ((1, 2, 12 / 8), (2, 2, 12 / 8), (3, 2 / 8, 12 / 8)):
+        own = job(config, machine(stage, stage3_max_live_parameters=0), placement="replicated")
+        items = footprint(own, own.student_plan.full).items
+        size = entries(own.trained(own.student_plan.full))
+        assert size == 6_738_415_616
+        assert items["teacher"] == 2 * size
+        assert items["student"] == pytest.approx(weights * size, rel=1e-6)
+        assert items["optimizer"] == pytest.approx(states * size, rel=1e-6)
+    zero3 = job(config, machine(3), placement="zero3")
+    assert footprint(zero3, zero3.student_plan.full).items["teacher"] == 2 * size // 8 + 4 * 32000 * 4096
+    offloaded = job(config, machine(2, offload_optimizer={"device": "cpu"}), placement="replicated")
+    found = footprint(offloaded, offloaded.student_plan.full)
+    assert found.items["optimizer"] == 0
+    assert found.host == 16 * size // 8
+
+
+def test_what_a_layer_keeps_for_its_backward_pass(tmp_path: Path) -> None:
+    bert, llama = (job(make(tmp_path), machine(2)).student_plan for make in (bert_base, llama_7b))
+    assert per_token(bert, bert.full) == 17 * 768
+    assert per_token(llama, llama.full) == 10 * 4096 + 3 * 11008
+
+
+def test_traffic_follows_the_stage(tmp_path: Path) -> None:
+    config = replace(llama_7b(tmp_path), global_batch_size=256)
+    size = 6_738_415_616
+    once = {"gradients": 2 * size, "weights": 2 * size}
+
+    def traffic(stage: int, ranks: int = 8, placement: str = "replicated", **more: Any) -> dict[str, int]:
+        own = job(config, machine(stage, **more), ranks=ranks, placement=placement)
+        return step_traffic(own, own.student_plan.full, scored=False)
+
+    assert traffic(1) == pytest.approx(once, rel=1e-6)
+    assert traffic(2) == pytest.approx(once | {"gradients": 4 * size}, rel=1e-6)  # two micro batches
+    assert traffic(3)["gradients"] == pytest.approx(4 * size / 8, rel=1e-6)
+    assert traffic(3)["weights"] == pytest.approx(8 * size, rel=0.05)  # and the head for logits in parts
+    assert traffic(2, placement="zero3")["teacher"] == pytest.approx(4 * size, rel=0.5)
+    assert traffic(2, ranks=1) == {}
+
+
+def test_it_says_what_would_fit_where_the_run_does_not(tmp_path: Path) -> None:
+    plan = plan_of(job(llama_7b(tmp_path), machine(1)))
+    assert not plan.fits
+    assert plan.choices[0].fits
+    fitting = [choice for choice in plan.choices if choice.fits]
+    assert [choice.hours for choice in fitting] == sorted(choice.hours for choice in fitting)
+    assert "does not fit" in plan.warnings[0]
+    assert f"ZeRO {fitting[0].stage}" in plan.warnings[0]
+    chosen = fitting[0]
+    again = plan_of(
+        job(llama_7b(tmp_path), machine(chosen.stage, micro=chosen.micro_batch), placement=chosen.placement)
+    )
+    assert again.fits
+    assert again.peak == chosen.peak
+
+
+def test_thousands_of_ranks_are_marked_as_simulated(tmp_path: Path) -> None:
+    plan = plan_of(job(replace(bert_base(tmp_path), global_batch_size=4096), machine(1, micro=4), ranks=1024))
+    assert as_json(plan)["simulated"]
+    assert any(warning.startswith("simulated") for warning in plan.warnings)
+
+
+def test_the_page_the_picture_and_the_json(tmp_path: Path) -> None:
+    plan = plan_of(job(bert_base(tmp_path / "teacher"), machine(1, micro=64)))
+    page.write(plan, tmp_path / "plan")
+    values = json.loads((tmp_path / "plan" / "plan.json").read_text(encoding="utf-8"))
+    assert values["phases"][0]["peak_bytes"] <= values["peak_bytes"]
+    assert sum(phase["last_step"] - phase["first_step"] + 1 for phase in values["phases"]) == 28_000
+    text = (tmp_path / "plan" / "plan.md").read_text(encoding="utf-8")
+    assert "fits" in text
+    assert "| 1-" in text
+    assert (tmp_path / "plan" / "plan.png").stat().st_size > 5_000
+
+
+def test_what_cannot_be_planned(tmp_path: Path) -> None:
+    with pytest.raises(HomodistilError, match="h10"):
+        device_named("h10")
+    with pytest.raises(HomodistilError, match="finetune"):
+        job(PRESETS["finetune"](), machine(2))
+    long = replace(llama_7b(tmp_path), sequence_length=8192)
+    with pytest.raises(HomodistilError, match="4096 positions"):
+        job(long, machine(2))
+    odd = replace(long, sequence_length=2048, global_batch_size=100)
+    with pytest.raises(HomodistilError, match="does not divide"):
+        job(odd, machine(2))
+
+
+def plan(config: RunConfig) -> Plan:
+    return plan_of(job(config, machine(2, micro=8), ranks=1, device=device_named("cpu")))
+
+
+def test_a_student_without_cuts_is_one_phase(tmp_path: Path) -> None:
+    pruning = PruningConfig(interval=100)
+    found = plan(replace(bert_base(tmp_path), cuts=0, pruning=pruning))
+    assert [(phase.first, phase.last) for phase in found.phases] == [(1, 28_000)]
