@@ -68,6 +68,12 @@ def homobert_tiny() -> RunConfig:
     return _homobert(224, 896, 7, 6e-4, "homobert_tiny")
 
 
+def homobert_large() -> RunConfig:
+    """BERT-large (340 M) to 512 / 2048, 8 heads of 64, with all of its 24 layers."""
+    run = _homobert(512, 2048, 8, 3e-4, "homobert_large")
+    return replace(run, teacher="google-bert/bert-large-uncased")
+
+
 NO_LOSS: dict[str, Any] = {name: 0.0 for name in ("mlm", "kl", "hidden", "attention", "embedding")}
 
 
@@ -135,6 +141,32 @@ def homodistil() -> RunConfig:
     returns."""
     loss = LossConfig(**{**NO_LOSS, "kl": 1.0, "hidden": 1.0, "embedding": 1.0})
     return replace(logit(), output_dir="runs/homodistil", loss=loss)
+
+
+def _decoder(teacher: str, hidden: int, ffn: int, heads: int, name: str) -> RunConfig:
+    student = StudentConfig(hidden_size=hidden, intermediate_size=ffn, num_attention_heads=heads)
+    corpus = ("HuggingFaceFW/fineweb-edu:sample-10BT",)
+    return replace(logit(), teacher=teacher, corpus=corpus, output_dir=f"runs/{name}", student=student)
+
+
+def sheared_llama_1b3() -> RunConfig:
+    """Sheared-LLaMA-1.3B to half its widths."""
+    return _decoder("princeton-nlp/Sheared-LLaMA-1.3B", 1024, 2752, 8, "sheared_llama_1b3")
+
+
+def llama2_7b() -> RunConfig:
+    """Llama-2-7B to 1.4 G parameters at its depth."""
+    return _decoder("meta-llama/Llama-2-7b-hf", 1792, 4864, 14, "llama2_7b")
+
+
+def llama2_13b() -> RunConfig:
+    """Llama-2-13B to half its widths, 3.3 G parameters."""
+    return _decoder("meta-llama/Llama-2-13b-hf", 2560, 6912, 20, "llama2_13b")
+
+
+def llama2_70b() -> RunConfig:
+    """Llama-2-70B to half its widths, 17 G parameters; four of eight groups of heads stay."""
+    return _decoder("meta-llama/Llama-2-70b-hf", 4096, 14336, 32, "llama2_70b")
 
 
 def _random(hidden: int, ffn: int, layers: int) -> StudentConfig:
@@ -215,9 +247,9 @@ def _on_task(
 
 
 _FUNCTIONS = (
-    *(demo, correct_teacher, homobert_base, homobert_small, homobert_xsmall, homobert_tiny),
+    *(demo, correct_teacher, homobert_base, homobert_small, homobert_xsmall, homobert_tiny, homobert_large),
     *(distilbert, tinybert, minilm, minilmv2, plain_kd, one_shot, magnitude, masks_at_the_end),
-    *(random_start, logit, homodistil),
+    *(random_start, logit, homodistil, sheared_llama_1b3, llama2_7b, llama2_13b, llama2_70b),
     *(finetune, mixkd, task_kd, pkd, minidisc),
 )
 PRESETS: dict[str, Callable[[], RunConfig]] = {function.__name__: function for function in _FUNCTIONS}

@@ -11,6 +11,7 @@ from homodistil_ds.models.families import plan_for, target_widths
 from homodistil_ds.models.width import count
 from homodistil_ds.presets import PRESETS
 
+BASE_NAME = "google-bert/bert-base-uncased"
 BERT_BASE = BertConfig()  # 12 layers, hidden 768, 12 heads, ffn 3072, 30,522 word pieces
 
 
@@ -21,7 +22,7 @@ def main() -> None:
     print(f"{'millions':18} {'widths':>14} {'word emb.':>10} {'matrices':>9} {'encoder':>8} {'total':>8}")
     shapes = {"bert-base": plan.full}
     for name, preset in PRESETS.items():
-        if name.startswith("homobert_"):
+        if name.startswith("homobert_") and preset().teacher == BASE_NAME:
             student = preset().student
             shapes[name] = target_widths(
                 plan, student.hidden_size, student.intermediate_size, student.num_attention_heads

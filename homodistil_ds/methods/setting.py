@@ -25,7 +25,7 @@ from homodistil_ds.models.loading import load_outline, load_teacher
 from homodistil_ds.models.pieces import Read
 from homodistil_ds.models.width import WidthPlan, Widths, count
 from homodistil_ds.planning.descent import descent_of
-from homodistil_ds.planning.job import machine_for, placement_of
+from homodistil_ds.planning.job import check_room, machine_for, placement_of
 from homodistil_ds.pruning.family import Member
 from homodistil_ds.pruning.schedule import WidthSchedule
 from homodistil_ds.runtime import memory, ranks
@@ -141,9 +141,11 @@ def _choose_placement(
     """Where the teacher goes, the same on all ranks, and the reason."""
     trained = count(student_plan, target if config.student.init == "random" else plan.full).with_head
     free, on_gpu = ranks.smallest(memory.available_bytes()), torch.cuda.is_available()
-    return ranks.together(
-        lambda: placement_of(config.method, asked, plan, machine, trained, free, ranks.world_size(), on_gpu)
-    )
+    world = ranks.world_size()
+    placed = ranks.together(lambda: placement_of(config.method, asked, plan, machine, trained, free, world, on_gpu))
+    taught = 0 if config.method == "pretrain" else count(plan, plan.full).with_head
+    ranks.together(lambda: check_room(machine, placed[0], taught, trained, free, world))
+    return placed
 
 
 def _load(

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import torch
+
 from homodistil_ds.config import RunConfig
 from homodistil_ds.data.masking import predicted_of
 from homodistil_ds.data.predicted import NextTokens
@@ -46,6 +48,8 @@ class Job:
     ranks_per_node: int
     device: Device
     gbits: float
+    milestones: tuple[Milestone, ...] = ()
+    """The cuts of the run, as it will place them: the same on every machine."""
 
     @property
     def ranks(self) -> int:
@@ -136,13 +140,6 @@ class Job:
     def taught(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         return shapes(self.plan, self.plan.full) if self.with_teacher else iter(())
 
-    @cached_property
-    def milestones(self) -> tuple[Milestone, ...]:
-        """The cuts of the run, as it will place them."""
-        if self.config.student.init == "random" or not self.with_teacher:
-            return ()
-        return place_cuts(self.schedule, self.student_plan, self.config.cuts, self.config.steps, self.flops)
-
     def at(self, widths: Widths) -> Job:
         """The same job under the DeepSpeed configuration that it has at these physical widths."""
         if widths == self.first_widths:
@@ -197,7 +194,7 @@ def job_of(
         ranks,
         on_gpu,
     )[0]
-    return Job(
+    job = Job(
         config=config,
         plan=way.plan,
         student_plan=way.student_plan,
@@ -210,6 +207,10 @@ def job_of(
         device=device,
         gbits=gbits,
     )
+    if config.student.init == "random" or not job.with_teacher:
+        return job
+    cuts = place_cuts(way.schedule, way.student_plan, config.cuts, config.steps, job.flops)
+    return replace(job, milestones=cuts)
 
 
 def machine_for(
@@ -252,6 +253,28 @@ def placement_of(
     }
     placed = placement.choose(asked, **sizes, on_gpu=on_gpu)
     return placed, placement.explain(asked, placed, **sizes, on_gpu=on_gpu)
+
+
+def check_room(machine: dict[str, Any], placed: str, taught: int, trained: int, free: int, ranks: int) -> None:
+    """Before anything is loaded: room for a teacher of `taught` and a student of `trained` parameters on each rank.
+
+    Raises HomodistilError where not even weights, gradients and Adam's states fit.
+    """
+    on_gpu = torch.cuda.is_available()
+    weights = taught * WEIGHT_BYTES[ds_config.precision(machine)]
+    teacher = weights if placed == "replicated" else 0 if placed == "cpu_offload" and on_gpu else weights // ranks
+    needed = teacher + trained_bytes(machine, trained, ranks, on_gpu)
+    if needed > free:
+        sizes = (
+            f"{needed / 2**30:,.1f} GiB per rank for weights, gradients and Adam, of {free / 2**30:,.1f} that are free"
+        )
+        raise HomodistilError(
+            "CFG-MEMORY",
+            f"this run needs {sizes}, activations apart: ZeRO {ds_config.zero_stage(machine)}, teacher {placed}, "
+            f"{ranks} ranks",
+            "Use a higher ZeRO stage, --teacher_placement zero3, more ranks or fewer --student.num_hidden_layers; "
+            "tools/plan.py, with the same flags, shows what would fit.",
+        )
 
 
 def shapes(plan: WidthPlan, widths: Widths) -> Iterator[tuple[str, tuple[int, ...]]]:

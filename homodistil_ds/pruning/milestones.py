@@ -81,18 +81,26 @@ def _fit(plan: WidthPlan, sizes: Sizes, logical: Widths, current: Widths, target
         """In the measure of a layer with four attention and two feed-forward matrices; ties go to fewer heads."""
         return _price(shape.hidden, grain) * (2 * shape.heads * shape.head_size + ffn), shape.heads
 
-    return min(_between(sizes, logical, current, ffn, tied), key=price, default=current)
+    return min(_between(sizes, logical, current, ffn, tied, grain), key=price, default=current)
 
 
-def _between(sizes: Sizes, logical: Widths, current: Widths, ffn: int, tied: bool) -> Iterator[Widths]:
-    """The legal shapes from `logical` to `current`; `tied` ones have heads * head_size = hidden."""
+def _between(sizes: Sizes, logical: Widths, current: Widths, ffn: int, tied: bool, grain: int) -> Iterator[Widths]:
+    """Of the legal shapes from `logical` to `current` those that may be cheapest; `tied`: heads * head_size = hidden.
+
+    With as many heads, of the sizes of one grain only the smallest one can be.
+    """
     for heads in range(logical.heads, current.heads + 1):
         hidden_sizes = sizes.get(heads, ())
         low = bisect.bisect_left(hidden_sizes, logical.hidden)
+        left = {1, 8, grain}
         for hidden in hidden_sizes[low : bisect.bisect_right(hidden_sizes, current.hidden)]:
             head_size = hidden // heads if tied else logical.head_size
-            if logical.head_size <= head_size <= current.head_size and (not tied or heads * head_size == hidden):
+            fits = logical.head_size <= head_size <= current.head_size and (not tied or heads * head_size == hidden)
+            if fits and (met := {size for size in left if hidden % size == 0}):
+                left -= met
                 yield Widths(hidden=hidden, ffn=ffn, heads=heads, head_size=head_size)
+            if not left:
+                break
 
 
 def _sizes_by_heads(plan: WidthPlan) -> Sizes:

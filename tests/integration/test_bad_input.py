@@ -124,6 +124,14 @@ def without_sizes(inputs: Inputs, *changed: str) -> list[str]:
     return [*flags[: flags.index("--student.hidden_size")], *changed]
 
 
+def too_large_for_any_machine_here(inputs: Inputs) -> tuple[list[str], list[str]]:
+    """Told from the configuration alone: there is no weight file."""
+    sizes = {"hidden_size": 16384, "intermediate_size": 65536, "num_hidden_layers": 400, "num_attention_heads": 64}
+    folder = inputs.folder / "large"
+    AutoConfig.from_pretrained(inputs.teacher, **sizes).save_pretrained(folder)
+    return inputs.flags("--teacher", str(folder)), ["GiB per rank", "tools/plan.py"]
+
+
 def family_that_grows(inputs: Inputs) -> tuple[list[str], list[str]]:
     return without_sizes(inputs, "--family", "0.25,0.5"), ["--family 0.25,0.5 does not fall", "largest first"]
 
@@ -321,6 +329,7 @@ CASES: dict[Case, str] = {
     no_steps: "CFG-RANGE",
     heads_that_do_not_divide: "CFG-WIDTH",
     wider_than_the_teacher: "CFG-WIDTH",
+    too_large_for_any_machine_here: "CFG-MEMORY",
     family_that_grows: "CFG-SCALE",
     family_outside_0_and_1: "CFG-SCALE",
     family_that_no_shape_meets: "CFG-SCALE",
