@@ -31,8 +31,9 @@ Flags of the machine, read first:
   --deepspeed_config_after_cuts FILE
                            another one, from the first cut on after which it needs no more
                            memory per rank than the run began with
-  --teacher_placement      auto, replicated (whole on each rank), zero3 (in pieces over the
-                           ranks) or cpu_offload (those pieces in host memory)
+  --teacher_placement      auto, replicated (whole on each rank), node (in pieces over the
+                           ranks of each node), zero3 (in pieces over all ranks) or
+                           cpu_offload (those pieces in host memory)
   --resume                 never, auto (the newest whole checkpoint of --output_dir) or the
                            path of a checkpoint or run; nothing to resume from is an error
   --plan                   print what this run takes (memory, traffic, time, cost), run nothing

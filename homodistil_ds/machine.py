@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-PLACEMENTS = ("auto", "replicated", "zero3", "cpu_offload")
+PLACEMENTS = ("auto", "replicated", "node", "zero3", "cpu_offload")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,7 @@ class Machine:
     ds_config_after_cuts: dict[str, Any] | None = None
     """Configuration to change to at the first cut where it needs no more memory per rank than the run began with."""
     teacher_placement: str = "auto"
-    """Whole on every rank, in pieces over the ranks, or in pieces in host memory; one of PLACEMENTS."""
+    """Whole on every rank, in pieces over the ranks of a node or over all, or in pieces in host memory."""
     resume: str = "never"
     """`never` starts a run, `auto` goes on from the newest whole checkpoint, a path from that one."""
     plan: bool = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -271,7 +270,7 @@ class Stage:
         rows = ranks.rows(self.pace.take())
         self.monitor.scalars(step, pace.curves(rows))
         if (slow := self.pace.slow_rank(rows)) is not None:
-            self.monitor.line(pace.warning(slow, ranks.told_by(slow, socket.gethostname()), rows))
+            self.monitor.line(pace.warning(slow, ranks.told_by(slow, ranks.host()), rows))
 
     def scaling(self) -> dict[str, float]:
         """Loss scale and skipped steps of fp16."""

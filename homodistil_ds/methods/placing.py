@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -65,8 +66,10 @@ def blank_student(setting: Setting, widths: Widths) -> PreTrainedModel:
     return _sharded(build, machine) if ds_config.zero_stage(machine) == 3 else build()
 
 
-def _sharded(build: Callable[[], PreTrainedModel], machine: dict[str, Any]) -> PreTrainedModel:
-    return exact_buffers(placement.sharded(build, machine))
+def _sharded(
+    build: Callable[[], PreTrainedModel], machine: dict[str, Any], group: dist.ProcessGroup | None = None
+) -> PreTrainedModel:
+    return exact_buffers(placement.sharded(build, machine, group))
 
 
 def _placed(
@@ -76,7 +79,8 @@ def _placed(
     if read is not None:
         largest = max(parameter.numel() for parameter in source.parameters())
         config = placement.teacher_config(setting.placement, machine, largest)
-        model = _sharded(lambda: unfilled(source), config)
+        group = ranks.node() if setting.placement == "node" else None
+        model = _sharded(lambda: unfilled(source), config, group)
         ranks.together(lambda: placement.fill(model, read))
     teacher = Teacher(without_dropout(model), setting.plan.family, reads)
     return placement.serve(teacher, setting.placement, config, dtype)

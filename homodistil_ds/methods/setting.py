@@ -28,7 +28,7 @@ from homodistil_ds.planning.descent import descent_of
 from homodistil_ds.planning.job import check_room, machine_for, placement_of
 from homodistil_ds.pruning.family import Member
 from homodistil_ds.pruning.schedule import WidthSchedule
-from homodistil_ds.runtime import memory, ranks
+from homodistil_ds.runtime import launch, memory, ranks
 from homodistil_ds.runtime.engine import Engine
 
 
@@ -141,10 +141,12 @@ def _choose_placement(
     """Where the teacher goes, the same on all ranks, and the reason."""
     trained = count(student_plan, target if config.student.init == "random" else plan.full).with_head
     free, on_gpu = ranks.smallest(memory.available_bytes()), torch.cuda.is_available()
-    world = ranks.world_size()
-    placed = ranks.together(lambda: placement_of(config.method, asked, plan, machine, trained, free, world, on_gpu))
+    world, here = ranks.world_size(), ranks.smallest(launch.ranks_here())
+    placed = ranks.together(
+        lambda: placement_of(config.method, asked, plan, machine, trained, free, world, here, on_gpu)
+    )
     taught = 0 if config.method == "pretrain" else count(plan, plan.full).with_head
-    ranks.together(lambda: check_room(machine, placed[0], taught, trained, free, world))
+    ranks.together(lambda: check_room(machine, placed[0], taught, trained, free, world, here))
     return placed
 
 

@@ -34,7 +34,7 @@ class Job:
     """`plan` is the teacher's table, `student_plan` the student's, `schedule` its way down.
 
     `machine` is the DeepSpeed configuration with the batch sizes filled in, `later` the one after cuts. The teacher is
-    at `placement`: replicated, zero3 or cpu_offload. Each rank has a line of `gbits` Gbit/s to other nodes.
+    at `placement`: replicated, node, zero3 or cpu_offload. Each rank has a line of `gbits` Gbit/s to other nodes.
     """
 
     config: RunConfig
@@ -54,6 +54,11 @@ class Job:
     @property
     def ranks(self) -> int:
         return self.nodes * self.ranks_per_node
+
+    @property
+    def teacher_parts(self) -> int:
+        """Ranks that a teacher in pieces lies on."""
+        return {"replicated": 1, "node": self.ranks_per_node}.get(self.placement, self.ranks)
 
     @property
     def bus(self) -> float:
@@ -192,6 +197,7 @@ def job_of(
         count(way.student_plan, widths).with_head,
         device.memory - device.framework,
         ranks,
+        ranks_per_node,
         on_gpu,
     )[0]
     job = Job(
@@ -238,6 +244,7 @@ def placement_of(
     trained: int,
     available: int,
     ranks: int,
+    ranks_per_node: int,
     on_gpu: bool,
 ) -> tuple[str, str]:
     """Where the teacher goes, and the sizes behind it as a line. A model to train goes where its stage says."""
@@ -250,19 +257,23 @@ def placement_of(
         "student_bytes": trained_bytes(machine, trained, ranks, on_gpu),
         "available_bytes": available,
         "world_size": ranks,
+        "ranks_per_node": ranks_per_node,
     }
     placed = placement.choose(asked, **sizes, on_gpu=on_gpu)
     return placed, placement.explain(asked, placed, **sizes, on_gpu=on_gpu)
 
 
-def check_room(machine: dict[str, Any], placed: str, taught: int, trained: int, free: int, ranks: int) -> None:
+def check_room(
+    machine: dict[str, Any], placed: str, taught: int, trained: int, free: int, ranks: int, ranks_per_node: int
+) -> None:
     """Before anything is loaded: room for a teacher of `taught` and a student of `trained` parameters on each rank.
 
     Raises HomodistilError where not even weights, gradients and Adam's states fit.
     """
     on_gpu = torch.cuda.is_available()
     weights = taught * WEIGHT_BYTES[ds_config.precision(machine)]
-    teacher = weights if placed == "replicated" else 0 if placed == "cpu_offload" and on_gpu else weights // ranks
+    parts = {"replicated": 1, "node": ranks_per_node}.get(placed, ranks)
+    teacher = 0 if placed == "cpu_offload" and on_gpu else weights // parts
     needed = teacher + trained_bytes(machine, trained, ranks, on_gpu)
     if needed > free:
         sizes = (

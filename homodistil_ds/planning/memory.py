@@ -17,6 +17,7 @@ MASTER_AND_MOMENTS = 12
 FP32 = 4
 BUCKET = 500_000_000  # entries that DeepSpeed reduces at a time, unless the file says so
 LIVE = 1_000_000_000  # entries of sharded parameters that may stay whole at a time
+SUB_GROUP = 1_000_000_000  # entries that ZeRO-3 updates at a time
 KERNELS = 48 * 2**20  # what kernels and collectives keep for themselves from the first step on
 LOGIT_COPIES = 28  # bytes per logit: of both models, in float32, normalised, and a gradient
 PART_COPIES = 12
@@ -60,7 +61,7 @@ def teacher_bytes(job: Job) -> int:
     if job.placement == "replicated":
         return size
     largest = max((entries(iter([parameter])) for parameter in job.taught()), default=0) * job.weight_bytes
-    own = 0 if job.placement == "cpu_offload" and not job.device.keeps_freed else size // job.ranks
+    own = 0 if job.placement == "cpu_offload" and not job.device.keeps_freed else size // job.teacher_parts
     return own + 2 * largest  # what is gathered for one module and fetched for the next
 
 
@@ -91,8 +92,9 @@ def step_bytes(job: Job, widths: Widths) -> int:
     size, w = entries(job.trained(widths)), job.weight_bytes
     if job.stage == 0 or job.offloads:
         return 0
-    copies = FP32 if job.stage == 3 else 2 * w + FP32
-    return copies * size // job.ranks
+    if job.stage == 3:
+        return FP32 * min(size // job.ranks, job.zero("sub_group_size", SUB_GROUP))
+    return (2 * w + FP32) * size // job.ranks
 
 
 def activations(job: Job, widths: Widths) -> dict[str, int]:

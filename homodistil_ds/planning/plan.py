@@ -126,7 +126,9 @@ def _choices(job: Job) -> Iterator[Choice]:
     Each with the largest micro batch that fits, of the one that was asked for and its halves.
     """
     stages = [stage for stage in (0, 1, 2, 3) if stage or job.weight_bytes == 4]
-    placements = ("replicated", "zero3") if job.with_teacher and job.ranks > 1 else (job.placement,)
+    placements: tuple[str, ...] = (job.placement,)
+    if job.with_teacher and job.ranks > 1:
+        placements = ("replicated", "node", "zero3") if job.nodes > 1 else ("replicated", "zero3")
     if job.plan.family.fused:
         stages, placements = [stage for stage in stages if stage < 3], ("replicated",)
     found = [_choice(job, stage, placement) for stage in stages for placement in placements]

@@ -45,8 +45,10 @@ def pace(job: Job, widths: Widths, scored: bool) -> Pace:
     products = tokens * (job.flops(widths) + again) / device.product
     moved = tokens * _moved(job, widths) + ADAM_BYTES * entries(job.trained(widths)) / job.ranks
     computing = (products + moved / device.bandwidth) / reached
-    traffic = sum(step_traffic(job, widths, scored).values())
-    communication = traffic / job.bus + messages(job) * LATENCY * math.log2(job.ranks) if job.ranks > 1 else 0.0
+    traffic = step_traffic(job, widths, scored)
+    in_node = traffic.pop("teacher", 0) if job.placement == "node" else 0
+    moving = sum(traffic.values()) / job.bus + in_node / device.bus
+    communication = moving + messages(job) * LATENCY * math.log2(job.ranks) if job.ranks > 1 else 0.0
     seconds = computing + communication
     return Pace(
         seconds=seconds,

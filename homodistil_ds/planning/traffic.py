@@ -27,7 +27,7 @@ def step_traffic(job: Job, widths: Widths, scored: bool) -> dict[str, int]:
     found = _sharded(job, trained, widths) if job.stage == 3 else _whole(job, trained)
     if job.placement != "replicated" and job.with_teacher:
         read_again = _read_again(job, job.plan, job.plan.full, job.objective.teacher_reads())
-        found["teacher"] = job.accumulation * gathered(job, [*job.taught(), *read_again], 1)
+        found["teacher"] = job.accumulation * gathered(job, [*job.taught(), *read_again], 1, job.teacher_parts)
     if scored:
         found["scores"] = FP32 * sum(_neurons(job, widths))
     return {name: size for name, size in found.items() if size}
@@ -45,7 +45,7 @@ def _sharded(job: Job, trained: Parameters, widths: Widths) -> dict[str, int]:
     again += [one for one in trained if one[0] == PER_LAYER] * (job.student_plan.layers - 1)
     size = entries(iter(trained))
     stays = size <= min(job.zero("stage3_max_live_parameters", LIVE), job.zero("stage3_max_reuse_distance", REUSE))
-    weights = job.accumulation * gathered(job, trained if stays else [*trained, *again], 1 if stays else 2)
+    weights = job.accumulation * gathered(job, trained if stays else [*trained, *again], 1 if stays else 2, job.ranks)
     small = [parameter for parameter in trained if not _is_split(job, parameter[1])]
     weights += job.weight_bytes * padded(small, job.ranks)  # once, after the step
     gradients = job.accumulation * job.weight_bytes * padded(trained, job.ranks)
@@ -70,9 +70,9 @@ def _read_again(
         yield from matrix
 
 
-def gathered(job: Job, parameters: Parameters, times: int) -> int:
-    """Of one micro batch, at ZeRO-3."""
-    return times * job.weight_bytes * padded((p for p in parameters if _is_split(job, p[1])), job.ranks)
+def gathered(job: Job, parameters: Parameters, times: int, parts: int) -> int:
+    """Of one micro batch, at ZeRO-3, from as many ranks as a parameter has parts."""
+    return times * job.weight_bytes * padded((p for p in parameters if _is_split(job, p[1])), parts)
 
 
 def _is_split(job: Job, shape: tuple[int, ...]) -> bool:

@@ -1,4 +1,4 @@
-"""Where a frozen teacher lies: whole on every rank, in shards on all ranks, or in shards in host memory.
+"""Where a frozen teacher lies: whole on every rank, in shards on a node's or all ranks, or in shards in host memory.
 
 It builds and fills modules without any rank ever holding one whole; what the module is, it does not know.
 """
@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from homodistil_ds.errors import HomodistilError, did_you_mean
@@ -28,9 +29,15 @@ Read = Callable[[str, int, int], torch.Tensor]
 
 
 def choose(
-    asked: str, teacher_bytes: int, student_bytes: int, available_bytes: int, world_size: int, on_gpu: bool
+    asked: str,
+    teacher_bytes: int,
+    student_bytes: int,
+    available_bytes: int,
+    world_size: int,
+    ranks_per_node: int,
+    on_gpu: bool,
 ) -> str:
-    """The placement that was asked for; for auto the first of replicated, zero3 and cpu_offload that fits comfortably.
+    """The placement that was asked for; for auto the first that fits comfortably, in the order of PLACEMENTS.
 
     `teacher_bytes` are those of the whole teacher, the others those of one rank. Where nothing fits it is the leanest:
     sizes are estimates, so they refuse nothing. Without a GPU host memory is all there is, so sharding is the leanest,
@@ -45,6 +52,8 @@ def choose(
     room = COMFORTABLE * available_bytes - student_bytes
     if teacher_bytes <= room:
         return "replicated"
+    if 1 < ranks_per_node < world_size and teacher_bytes / ranks_per_node <= room:
+        return "node"
     if world_size > 1 and (teacher_bytes / world_size <= room or not on_gpu):
         return "zero3"
     return "cpu_offload" if on_gpu else "replicated"
@@ -57,10 +66,11 @@ def explain(
     student_bytes: int,
     available_bytes: int,
     world_size: int,
+    ranks_per_node: int,
     on_gpu: bool,
 ) -> str:
     """One line for the log: what was chosen, and the sizes behind it."""
-    own = teacher_bytes // (1 if chosen == "replicated" else world_size)
+    own = teacher_bytes // {"replicated": 1, "node": ranks_per_node}.get(chosen, world_size)
     if chosen == "cpu_offload" and on_gpu:
         own = 0
     sizes = (teacher_bytes, own, student_bytes, available_bytes)
@@ -94,15 +104,17 @@ def teacher_config(placement: str, ds_config: dict[str, Any], largest: int) -> d
     return {"train_micro_batch_size_per_gpu": 1, "steps_per_print": 10**9, "zero_optimization": zero} | precision
 
 
-def sharded(build: Callable[[], Module], ds_config: dict[str, Any]) -> Module:
+def sharded(build: Callable[[], Module], ds_config: dict[str, Any], group: dist.ProcessGroup | None = None) -> Module:
     """Run `build` so that each parameter is cut into shards as soon as its own module stands. All ranks call it.
+
+    The shards are those of the ranks in `group`, or of all.
 
     What `build` puts into the parameters does not matter: fill the module next. `ds_config` is that of the engine it
     is for, at stage 3; it decides the number format and the device of the shards.
     """
     memory.return_freed()
     # The format comes from the configuration: DeepSpeed 0.19 takes dtype= for bf16 on machines without fp16.
-    with deepspeed.zero.Init(config_dict_or_path=ds_config):
+    with deepspeed.zero.Init(config_dict_or_path=ds_config, data_parallel_group=group):
         return build()
 
 

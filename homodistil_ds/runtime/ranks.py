@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -20,6 +21,7 @@ Result = TypeVar("Result")
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 _control: dist.ProcessGroup | None = None  # small messages between hosts; None is the default group
+_node: dist.ProcessGroup | None = None  # the ranks on this rank's machine, once it was asked for
 
 # How gloo, NCCL and the store, in this order, report a peer that has gone or is silent; in lower case.
 _LOST = (
@@ -88,8 +90,8 @@ def _take_gpu() -> None:
 
 
 def stop() -> None:
-    global _control
-    _control = None
+    global _control, _node
+    _control = _node = None
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -100,6 +102,24 @@ def rank() -> int:
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def host() -> str:
+    return socket.gethostname()
+
+
+def node() -> dist.ProcessGroup:
+    """The ranks on this rank's machine. All ranks call it."""
+    global _node
+    if _node is None:
+        hosts = everyone(host())
+        for name in dict.fromkeys(hosts):
+            members = [member for member, other in enumerate(hosts) if other == name]
+            group = dist.new_group(members, timeout=COLLECTIVE_TIMEOUT)
+            if rank() in members:
+                _node = group
+    assert _node is not None
+    return _node
 
 
 def add_up(tensor: torch.Tensor) -> torch.Tensor:

@@ -44,6 +44,14 @@ def test_a_teacher_outlives_the_engine_of_its_student(compared: dict[str, Any]) 
     assert [moved for _, moved in compared["runs"].values()] == [0.0] * 5
 
 
+def test_a_teacher_in_pieces_on_each_of_two_nodes(tiny_teacher: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    found = work(RANKS, "node_teacher", tmp_path, teacher=tiny_teacher, corpus=tiny_corpus)
+    assert found["largest"] == found["smallest"] == 0.5
+    assert found["differences"]["training"] <= 1e-6
+    assert found["differences"]["final"] <= 2e-6
+    assert found["runs"]["node"] == pytest.approx(found["runs"]["replicated"], abs=1e-5)
+
+
 def test_a_run_of_the_command_is_the_same_with_a_sharded_teacher(
     flags: list[str], two_ranks: Path, tmp_path: Path
 ) -> None:

@@ -21,7 +21,7 @@ def chosen(asked: str = "auto", teacher: float = 1, student: float = 1, free: fl
 
 
 def machine(changed: dict[str, bool | int]) -> dict[str, bool | int]:
-    return {"world_size": 4, "on_gpu": True} | changed
+    return {"world_size": 4, "ranks_per_node": 4, "on_gpu": True} | changed
 
 
 def test_auto_takes_the_first_placement_that_fits_comfortably() -> None:
@@ -30,6 +30,9 @@ def test_auto_takes_the_first_placement_that_fits_comfortably() -> None:
     assert chosen(teacher=22) == "zero3"
     assert chosen(teacher=23) == "cpu_offload"
     assert chosen(teacher=1, student=6) == "zero3"
+    assert chosen(teacher=6, ranks_per_node=2) == "node"
+    assert chosen(teacher=12, ranks_per_node=2) == "zero3"
+    assert chosen(teacher=6, ranks_per_node=1) == "zero3"
 
 
 def test_where_nothing_fits_auto_takes_the_leanest() -> None:
@@ -39,7 +42,7 @@ def test_where_nothing_fits_auto_takes_the_leanest() -> None:
     assert chosen(teacher=100, world_size=1, on_gpu=False) == "replicated"
 
 
-@pytest.mark.parametrize("asked", ["replicated", "zero3", "cpu_offload"])
+@pytest.mark.parametrize("asked", ["replicated", "node", "zero3", "cpu_offload"])
 def test_what_is_asked_is_done_and_an_unknown_name_refused(asked: str) -> None:
     assert chosen(asked, teacher=100) == asked
     with pytest.raises(HomodistilError, match=f"{asked}s") as caught:
@@ -55,6 +58,7 @@ def test_the_reason_names_the_sizes_and_warns_where_they_are_tight() -> None:
     tight = placement.explain("replicated", "replicated", **sizes, **machine({}))
     assert "replicated, as asked" in tight
     assert "may not fit" in tight
+    assert "takes 4,096 MiB" in placement.explain("auto", "node", **sizes, **machine({"ranks_per_node": 2}))
     assert "takes 0 MiB" in placement.explain("auto", "cpu_offload", **sizes, **machine({}))
 
 
