@@ -2,6 +2,7 @@
 
     python benchmarks/plan_memory.py --output_dir runs/plan_memory                     # every case, some 10 minutes
     python benchmarks/plan_memory.py --output_dir runs/plan_memory --only bert-2-1 llama-3-2
+    python benchmarks/plan_memory.py --output_dir runs/plan_memory --only llama-1b3-3-2   # 1.3 G parameters, 20 steps
 
 A case is a model, a ZeRO stage and a number of ranks. Each run is of its own processes: some steps with one cut, on a
 teacher of random weights.
@@ -15,12 +16,13 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
 from homodistil_ds.models.loading import folder_of
 
@@ -37,13 +39,16 @@ class Case:
     ranks: int
     micro_batch: int = 8
     sequence_length: int = 64
+    steps: int = 6
+    zero: Mapping[str, int] = field(default_factory=dict)
+    student: Mapping[str, int] = field(default_factory=lambda: SMALL)
 
     @property
     def name(self) -> str:
         return f"{self.model}-{self.stage}-{self.ranks}"
 
     def machine(self) -> dict[str, Any]:
-        zero = {"stage": self.stage}
+        zero = {"stage": self.stage, **self.zero}
         return {
             "train_micro_batch_size_per_gpu": self.micro_batch,
             "zero_optimization": zero,
@@ -52,6 +57,23 @@ class Case:
         }
 
 
+SMALL = {"hidden_size": 384, "intermediate_size": 1024, "num_attention_heads": 6}
+# Sheared-LLaMA-1.3B's shape. Adam's states of all 24 layers alone would take 19 of 24 GiB.
+LARGE = Case(
+    model="llama-1b3",
+    stage=3,
+    ranks=2,
+    micro_batch=1,
+    steps=20,
+    zero={
+        "sub_group_size": 100_000_000,
+        "reduce_bucket_size": 50_000_000,
+        "stage3_prefetch_bucket_size": 50_000_000,
+        "stage3_max_live_parameters": 100_000_000,
+        "stage3_max_reuse_distance": 0,
+    },
+    student={"hidden_size": 1024, "intermediate_size": 2752, "num_attention_heads": 8, "num_hidden_layers": 12},
+)
 CASES = (
     *(Case(model="bert", stage=stage, ranks=ranks) for stage in range(4) for ranks in (1, 2)),
     Case(model="bert-long", stage=2, ranks=1, micro_batch=4, sequence_length=256),
@@ -68,7 +90,20 @@ def llama(vocabulary: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, tie_word_embeddings=False, **sizes))
 
 
-MODELS = {"bert": (bert, "demo"), "bert-long": (bert, "demo"), "llama": (llama, "homodistil")}
+def llama_1b3(vocabulary: int) -> LlamaForCausalLM:
+    """Its vocabulary is Llama's; the texts use the first words of it."""
+    sizes = {"hidden_size": 2048, "intermediate_size": 5504, "num_attention_heads": 16, "num_hidden_layers": 24}
+    config = LlamaConfig(vocab_size=32_000, tie_word_embeddings=False, dtype=torch.bfloat16, **sizes)
+    return AutoModelForCausalLM.from_config(config)
+
+
+# Name -> the model and the preset that distils it.
+MODELS = {
+    "bert": (bert, "demo"),
+    "bert-long": (bert, "demo"),
+    "llama": (llama, "homodistil"),
+    "llama-1b3": (llama_1b3, "logit"),
+}
 
 
 def write_teacher(name: str, folder: Path) -> Path:
@@ -94,7 +129,7 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
         "deepspeed_config": out / "machine.json",
         "teacher_placement": "zero3" if case.stage == 3 and case.ranks > 1 else "replicated",
         "output_dir": out / "run",
-        "steps": 6,
+        "steps": case.steps,
         "global_batch_size": case.ranks * case.micro_batch,
         "sequence_length": case.sequence_length,
         "held_out_sequences": 8,
@@ -104,9 +139,7 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
         "pruning.interval": 1,
         "pruning.start": 0.4,
         "pruning.end": 0.7,
-        "student.hidden_size": 384,
-        "student.intermediate_size": 1024,
-        "student.num_attention_heads": 6,
+        **{f"student.{name}": size for name, size in case.student.items()},
     }
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(case.ranks)]
     command = [*launcher, str(WORKER), str(out / "result.json")]
@@ -127,14 +160,14 @@ def line(row: dict[str, Any]) -> str:
 def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--output_dir", type=Path, required=True)
-    flags.add_argument("--only", nargs="+", choices=[case.name for case in CASES])
+    flags.add_argument("--only", nargs="+", choices=[case.name for case in (*CASES, LARGE)])
     given = flags.parse_args()
     print("| model-stage-ranks | process without a model, MiB | planned | measured | off by |\n|:--|--:|--:|--:|--:|")
     rows = []
-    for case in CASES:
-        if not given.only or case.name in given.only:
-            rows.append(measure(case, given.output_dir))
-            print(line(rows[-1]), flush=True)
+    chosen = [case for case in (*CASES, LARGE) if case.name in given.only] if given.only else CASES
+    for case in chosen:
+        rows.append(measure(case, given.output_dir))
+        print(line(rows[-1]), flush=True)
     (given.output_dir / "plan_memory.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     wrong = [row["case"] for row in rows if abs(row["off_by"]) > BESIDE]
     if wrong:

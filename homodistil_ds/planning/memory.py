@@ -34,15 +34,15 @@ class Footprint:
     """In host memory beside a GPU's."""
 
 
-def footprint(job: Job, widths: Widths) -> Footprint:
-    """Of the steps at these physical widths."""
+def footprint(job: Job, widths: Widths, after: Widths | None = None) -> Footprint:
+    """Of the steps at these physical widths, and of the cut to the widths `after` that ends them."""
     framework = {"framework": job.device.framework + KERNELS}
     always = framework | {"teacher": teacher_bytes(job)} | states(job, widths)
     pass_through = activations(job, widths) | {"logits": logits(job)}
-    step = {"optimizer step": step_bytes(job, widths)}
     gradients = {"gradients": gradient_bytes(job, widths)}
-    items = always | gradients | pass_through | step
-    passing, stepping = sum(pass_through.values()), sum(step.values())
+    then = {"optimizer step": step_bytes(job, widths), "cut": cut_bytes(job, after) if after else 0}
+    items = always | gradients | pass_through | then
+    passing, stepping = sum(pass_through.values()), max(then.values())
     # Small tensors that a process keeps when they are freed are still there at the optimizer step.
     most = passing + stepping if _keeps_freed(job) else max(passing, stepping)
     peak = sum(always.values()) + sum(gradients.values()) + most
@@ -95,6 +95,12 @@ def step_bytes(job: Job, widths: Widths) -> int:
     if job.stage == 3:
         return FP32 * min(size // job.ranks, job.zero("sub_group_size", SUB_GROUP))
     return (2 * w + FP32) * size // job.ranks
+
+
+def cut_bytes(job: Job, after: Widths) -> int:
+    """What is left of this rank's state, and what of it goes to others and comes from them; beside a GPU's memory."""
+    own = MASTER_AND_MOMENTS * entries(job.trained(after)) // job.ranks
+    return own + 2 * own * (job.ranks - 1) // job.ranks if job.device.keeps_freed else 0
 
 
 def activations(job: Job, widths: Widths) -> dict[str, int]:

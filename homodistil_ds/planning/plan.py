@@ -107,14 +107,15 @@ def plan_of(job: Job) -> Plan:
 def _phases(job: Job) -> Iterator[Phase]:
     cuts = (Milestone(step=0, widths=job.first_widths), *job.milestones)
     ends = [cut.step for cut in job.milestones] + [job.config.steps]
-    for cut, last in zip(cuts, ends, strict=True):
+    nexts = [cut.widths for cut in job.milestones] + [None]
+    for cut, last, after in zip(cuts, ends, nexts, strict=True):
         own, scored = job.at(cut.widths), job.schedule.is_scored(cut.step + 1)
         yield Phase(
             first=cut.step + 1,
             last=last,
             widths=cut.widths,
             parameters=count(job.student_plan, cut.widths).with_head,
-            footprint=footprint(own, cut.widths),
+            footprint=footprint(own, cut.widths, after),
             traffic=step_traffic(own, cut.widths, scored),
             pace=pace(own, cut.widths, scored),
         )

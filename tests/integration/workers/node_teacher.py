@@ -21,7 +21,9 @@ def main() -> None:
     differences = compare(settings, "node")
     runs = {place: losses(settings, 2, place)[0] for place in ("replicated", "node")}
     teacher = placed_teacher(setting_of(settings, "pieces", 2, "node"), ALL)
-    parts = {name: p.ds_tensor.numel() / p.ds_numel for name, p in teacher.module.named_parameters() if len(p.ds_shape) > 1}
+    parts = {
+        name: p.ds_tensor.numel() / p.ds_numel for name, p in teacher.module.named_parameters() if len(p.ds_shape) > 1
+    }
     result = {"differences": differences, "runs": runs, "largest": max(parts.values()), "smallest": min(parts.values())}
     ranks.on_first(lambda: Path(settings["out"], "result.json").write_text(json.dumps(result), encoding="utf-8"))
     ranks.stop()
