@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from homodistil_ds.distillation.attention_maps import Distance, Scored, over_tiles
 from homodistil_ds.models.forward import Activations, Read
 
 TINY = 1e-12  # probabilities below count as this
@@ -111,12 +112,9 @@ def hidden(inputs: Inputs) -> torch.Tensor:
 
 def attention(inputs: Inputs) -> torch.Tensor:
     """(H12): squared distance of the attention maps of every kept head to its origin, summed over layers."""
-    taught = inputs.taught(inputs.teacher.attention)
-    layers = zip(inputs.student.attention, taught, inputs.student_heads, inputs.head_origins, strict=True)
-    return sum_of(
-        F.mse_loss(_heads(student, own).float(), _heads(teacher, origin).float())
-        for student, teacher, own, origin in layers
-    )
+    layers = range(len(inputs.student_heads))
+    pairs = zip(layers, inputs.layer_map or layers, strict=True)
+    return sum_of(_between_maps(F.mse_loss, inputs, own, shown) for own, shown in pairs)
 
 
 def embedding(inputs: Inputs) -> torch.Tensor:
@@ -135,20 +133,66 @@ def cosine(inputs: Inputs) -> torch.Tensor:
 
 def scores(inputs: Inputs) -> torch.Tensor:
     """(B3): squared distance of the attention scores of every head to its origin, summed over layers."""
-    own = map(_scores, inputs.student.queries, inputs.student.keys)
-    shown = map(_scores, inputs.taught(inputs.teacher.queries), inputs.taught(inputs.teacher.keys))
-    layers = zip(own, shown, inputs.student_heads, inputs.head_origins, strict=True)
+    own = zip(inputs.student.queries, inputs.student.keys, inputs.student_heads, strict=True)
+    taught = inputs.taught(inputs.teacher.queries), inputs.taught(inputs.teacher.keys)
+    shown = zip(*taught, inputs.head_origins, strict=True)
     return sum_of(
-        F.mse_loss(_heads(student, heads), _heads(teacher, origin)) for student, teacher, heads, origin in layers
+        _between_scores(*(_heads(states, heads) for *both, heads in pair for states in both))
+        for pair in zip(own, shown, strict=True)
     )
+
+
+def _between_scores(
+    queries: torch.Tensor, keys: torch.Tensor, its_queries: torch.Tensor, its_keys: torch.Tensor
+) -> torch.Tensor:
+    """Mean square of Q K^T / sqrt(D) - Q' K'^T / sqrt(D') for [B, A, L, D] and [B, A, L, D'], without an [L, L] tensor.
+
+    With the smaller states filled up with zeros that is q K^T + Q' k^T, where q and k are the differences of scaled
+    queries and of keys, and |X Y^T + Z W^T|^2 is a sum of products of matrices [D, D]. Differences come first so that
+    near the teacher only small numbers are added: |Q K^T|^2 - 2 (...) + |Q' K'^T|^2 would lose them in float32.
+    """
+    scaled = (at_least_float(states) / states.shape[-1] ** 0.5 for states in (queries, its_queries))
+    size, length = max(keys.shape[-1], its_keys.shape[-1]), keys.shape[-2]
+    own, shown = (F.pad(states, (0, size - states.shape[-1])) for states in scaled)
+    columns, its = (F.pad(at_least_float(states), (0, size - states.shape[-1])) for states in (keys, its_keys))
+    apart, columns_apart = own - shown, columns - its
+    squares = (
+        _inner(apart, apart, columns, columns)
+        + 2 * _inner(shown, apart, columns_apart, columns)
+        + _inner(shown, shown, columns_apart, columns_apart)
+    )
+    return squares.mean().clamp_min(0) / length**2
+
+
+def _inner(rows: torch.Tensor, other_rows: torch.Tensor, columns: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """[B, A]: the sum over entries of (rows columns^T) (other_rows others^T), for states [B, A, L, D]."""
+    return ((rows.transpose(-1, -2) @ other_rows) * (columns.transpose(-1, -2) @ others)).sum((-2, -1))
 
 
 def attention_kl(inputs: Inputs) -> torch.Tensor:
     """(B4): KL(teacher || student) of the last layer's attention maps [B, A, L, L], mean over heads and rows."""
-    student, teacher = inputs.student.attention[-1], inputs.teacher.attention[-1]
-    own = _heads(student, inputs.student_heads[-1]).float()
-    shown = _heads(teacher, inputs.head_origins[-1]).float()
+    return _between_maps(_map_kl, inputs, -1, -1)
+
+
+def _map_kl(own: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
+    """KL(shown || own) of maps [B, A, L, L], mean over heads and rows."""
     return (shown * (shown.clamp_min(TINY).log() - own.clamp_min(TINY).log())).sum(-1).mean()
+
+
+def _between_maps(distance: Distance, inputs: Inputs, own: int, shown: int) -> torch.Tensor:
+    """Distance of the maps of the student's layer `own` to those of the teacher's layer `shown`, of every kept head to
+    its origin. Where the models hand over no maps they are made of queries and keys, in tiles."""
+    heads, origins = inputs.student_heads[own], inputs.head_origins[own]
+    sides = (inputs.student, own, heads), (inputs.teacher, shown, origins)
+    if inputs.student.attention:
+        return distance(*(at_least_float(_heads(model.attention[layer], its)) for model, layer, its in sides))
+    return over_tiles(distance, *(_scored(model, layer, its) for model, layer, its in sides))
+
+
+def _scored(model: Activations, layer: int, heads: torch.Tensor) -> Scored:
+    assert model.scale is not None
+    queries, keys = (_heads(states[layer], heads) for states in (model.queries, model.keys))
+    return Scored(queries, keys, model.scale, model.causal)
 
 
 def value_relation(inputs: Inputs) -> torch.Tensor:
@@ -174,7 +218,7 @@ def _relation_kl(own: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
 
 def _scores(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """[B, A, L, L] in float32: products of states [B, A, L, D], divided by the root of D."""
-    return rows.float() @ columns.float().transpose(-1, -2) / rows.shape[-1] ** 0.5
+    return at_least_float(rows) @ at_least_float(columns).transpose(-1, -2) / rows.shape[-1] ** 0.5
 
 
 def _regrouped(states: torch.Tensor, heads: int) -> torch.Tensor:
@@ -186,9 +230,11 @@ def sum_of(terms: Iterable[torch.Tensor]) -> torch.Tensor:
     return torch.stack(list(terms)).sum()
 
 
-def _heads(maps: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
-    """The named heads of maps [B, A, L, L]; no copy if they are all of them."""
-    return maps if len(heads) == maps.shape[1] else maps.index_select(1, heads.to(maps.device))
+def _heads(all_of_them: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
+    """The named heads of maps [B, A, L, L] or states [B, A, L, D]; no copy if they are all of them."""
+    if len(heads) == all_of_them.shape[1]:
+        return all_of_them
+    return all_of_them.index_select(1, heads.to(all_of_them.device))
 
 
 @dataclass(frozen=True, kw_only=True)

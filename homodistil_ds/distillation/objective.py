@@ -22,9 +22,12 @@ TERMS = LOSSES | TASK_LOSSES
 class Objective:
     """Terms with a positive weight; without a teacher only those that need none. `settings` are what losses are told
     besides the activations: temperature, relation heads, distance. With `parted`, the size of the vocabulary,
-    losses that read logits get them from states and heads in parts; with 0 models make them all at once."""
+    losses that read logits get them from states and heads in parts; with 0 models make them all at once. `tiled`:
+    losses that read attention maps make them of queries and keys in tiles, so that no model hands them over."""
 
-    def __init__(self, weights: LossConfig | TaskLossConfig, with_teacher: bool, parted: int = 0) -> None:
+    def __init__(
+        self, weights: LossConfig | TaskLossConfig, with_teacher: bool, parted: int = 0, tiled: bool = False
+    ) -> None:
         values: dict[str, Any] = vars(weights)
         self.settings = {name: value for name, value in values.items() if name not in TERMS}
         self.settings |= {"vocabulary": parted} if parted else {}
@@ -34,6 +37,10 @@ class Objective:
             for name, term in TERMS.items()
             if values.get(name, 0) > 0 and (with_teacher or not term.needs_teacher)
         }
+        self.tiled = tiled and any("attention" in TERMS[name].reads for name in self.weights)
+        self.instead: dict[Read, tuple[Read, ...]] = {"logits": (self.logits,)}
+        if self.tiled:
+            self.instead["attention"] = ("queries", "keys")
 
     def student_reads(self) -> frozenset[Read]:
         return frozenset(read for name in self.weights for read in self._reads(name))
@@ -42,7 +49,7 @@ class Objective:
         return frozenset(read for name in self.weights if TERMS[name].needs_teacher for read in self._reads(name))
 
     def _reads(self, name: str) -> list[Read]:
-        return [self.logits if read == "logits" else read for read in TERMS[name].reads]
+        return [read for asked in TERMS[name].reads for read in self.instead.get(asked, (asked,))]
 
     def __call__(self, inputs: Inputs) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The total, and every term unweighted and detached, as scalar tensors."""
@@ -69,7 +76,7 @@ def check_losses(weights: LossConfig, target: Widths, full: Widths, pruned: bool
     moves = "neurons of a student that is pruned change places" if pruned else ""
     uneven = f"relation_heads {weights.relation_heads} must divide {sizes}"
     later = "a decoder never looks at what it would compare there" if family.language_model == "causal" else ""
-    own_scores = "its scores hold more than products of queries and keys" if family.attention is None else ""
+    own_scores = "" if family.plain_scores else "its scores hold more than products of queries and keys"
     reasons = {
         "cosine": "it compares states of one width" if target.hidden != full.hidden else "",
         "scores": later

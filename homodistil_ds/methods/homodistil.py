@@ -37,7 +37,7 @@ def descend(config: RunConfig, machine: Machine, command: str, within: Path | No
     At the milestones masked neurons leave the running engine.
     """
     setting = prepare_setting(config, machine, command, head_may_be_missing=False, within=within)
-    objective = Objective(config.loss, with_teacher=True, parted=setting.parted)
+    objective = Objective(config.loss, with_teacher=True, parted=setting.parted, tiled=setting.tiled)
     plan = setting.student_plan
     prunes = config.student.init == "teacher"
     pruner = Pruner(plan, setting.schedule, config.pruning.criterion, config.pruning.beta) if prunes else None

@@ -14,6 +14,7 @@ from homodistil_ds.config import RunConfig
 from homodistil_ds.data.batches import Batches
 from homodistil_ds.data.corpus import Corpus, Order
 from homodistil_ds.data.masking import prediction_for
+from homodistil_ds.distillation.attention_maps import in_tiles
 from homodistil_ds.distillation.vocabulary import fits
 from homodistil_ds.machine import Machine
 from homodistil_ds.methods.opening import Run, checked, claim_folder, open_logs, say
@@ -62,6 +63,11 @@ class Setting(Run):
         positions = self.batches.micro_batch * round(self.batches.prediction.share(length) * length)
         vocabulary = self.plan.fixed["vocab"]
         return 0 if fits(positions, vocabulary) else vocabulary
+
+    @property
+    def tiled(self) -> bool:
+        """Whether attention maps are compared in tiles."""
+        return in_tiles(self.plan.family, self.config.sequence_length)
 
     def engine_around(self, student: Student, widths: Widths) -> Engine:
         return self.engine_of(student, self.ds_config_for(widths))

@@ -79,6 +79,7 @@ BERT = Family(
     fields=FIELDS,
     attention="attention.self",
     query=QUERY,
+    plain_scores=True,
     head=("cls",),
     head_transform="cls.predictions.transform.dense",
     task_head=task_head("bert.pooler.dense", "classifier"),

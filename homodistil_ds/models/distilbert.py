@@ -45,6 +45,7 @@ DISTILBERT = Family(
     },
     attention=".attention",
     query=("attention.q_lin.weight", "attention.q_lin.bias"),
+    plain_scores=True,
     head=("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"),
     head_transform="vocab_transform",
     task_head=task_head("pre_classifier", "classifier"),

@@ -31,6 +31,7 @@ ELECTRA = Family(
     merges={"embedding": "hidden"},
     attention="attention.self",
     query=QUERY,
+    plain_scores=True,
     head=("generator_predictions", "generator_lm_head"),
     head_transform="generator_predictions.dense",
     task_head=task_head("classifier.dense", "classifier.out_proj"),

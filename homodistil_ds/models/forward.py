@@ -23,7 +23,8 @@ class Activations(NamedTuple):
 
     logits [B, K, V] at the predicted positions; hidden: one [B, L, H] per layer; attention: one [B, A, L, L] per layer
     of probabilities; embedding [B, L, H] is the output of the embedding layer; last [B, L, H]: the states of the
-    last layer at the model's own width; queries, keys and values: one [B, A, L, D] per layer.
+    last layer at the model's own width; queries, keys and values: one [B, A, L, D] per layer. With queries come
+    `scale`, by which attention multiplies their products with keys, and `causal`: a token attends to no later one.
 
     In place of logits: predicted [B, K, H] are the states that the vocabulary head makes them of, and head [n, H] ->
     [n, V] does so, which whoever holds the model adds.
@@ -39,6 +40,8 @@ class Activations(NamedTuple):
     values: tuple[torch.Tensor, ...] = ()
     predicted: torch.Tensor | None = None
     head: Callable[[torch.Tensor], torch.Tensor] | None = None
+    scale: float | None = None
+    causal: bool = False
 
 
 def forward(
@@ -68,6 +71,8 @@ def forward(
         queries=tuple(seen.get("queries", ())),
         keys=tuple(seen.get("keys", ())),
         values=tuple(seen.get("values", ())),
+        scale=attention_scale(model, family) if "queries" in reads else None,
+        causal="queries" in reads and family.language_model == "causal",
     )
 
 
@@ -115,6 +120,13 @@ def attention_inputs(
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def attention_scale(model: PreTrainedModel, family: Family) -> float | None:
+    """What every layer multiplies its products of queries and keys by (H5), if the family keeps it in its modules."""
+    if family.attention is None:
+        return None
+    return next(module.scaling for name, module in model.named_modules() if name.endswith(family.attention))
 
 
 # (model, family, what a batch shows a model..., reads=...): `forward` above, or that of a task

@@ -52,6 +52,7 @@ GPT2 = Family(
     computed={"ffn": lambda config: config.n_inner or 4 * config.n_embd},
     attention=".attn",
     query=("c_attn.query.weight", "c_attn.query.bias"),
+    plain_scores=True,
     head=("lm_head",),
     refused=_refused,
     fused={"attn.c_attn": ("query", "key", "value")},

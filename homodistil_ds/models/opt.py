@@ -49,6 +49,7 @@ OPT = Family(
     },
     attention="self_attn",
     query=("self_attn.q_proj.weight", "self_attn.q_proj.bias"),
+    plain_scores=True,
     head=("lm_head",),
     merges={"embedding": "hidden"},
     refused=lambda config: "" if config.word_embed_proj_dim == config.hidden_size else "narrower embeddings",

@@ -18,6 +18,7 @@ ROBERTA = Family(
     fields=FIELDS,
     attention="attention.self",
     query=QUERY,
+    plain_scores=True,
     head=("lm_head",),
     head_transform="lm_head.dense",
     task_head=task_head("classifier.dense", "classifier.out_proj"),

@@ -101,7 +101,8 @@ class Family:
     leaves out. `fused`: how the names of matrices end that hold several, one after the other, and what these are called
     once they are apart; a table has them apart, and every matrix as [out, in]. `layers_alike`: any layer may take the
     place of any other; the configuration decides. `follows`: further fields that are as large as an axis. `refused`
-    says what of a configuration a table cannot hold, "" if it can.
+    says what of a configuration a table cannot hold, "" if it can. `plain_scores`: attention scores are what the query
+    and key matrices put out, multiplied, times `scaling`: positions neither turn queries and keys nor are added.
     """
 
     model_type: str
@@ -123,6 +124,7 @@ class Family:
     last_norm: str | None = None
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     layers_alike: bool = True
+    plain_scores: bool = False
     follows: Mapping[str, str] = field(default_factory=dict)
     refused: Callable[[Any], str] | None = None
 

@@ -13,6 +13,7 @@ import torch
 from homodistil_ds.config import RunConfig
 from homodistil_ds.data.masking import predicted_of
 from homodistil_ds.data.predicted import NextTokens
+from homodistil_ds.distillation.attention_maps import in_tiles
 from homodistil_ds.distillation.objective import Objective
 from homodistil_ds.distillation.vocabulary import fits, rows_at_once
 from homodistil_ds.errors import HomodistilError
@@ -122,7 +123,8 @@ class Job:
     def objective(self) -> Objective:
         vocabulary = self.plan.fixed["vocab"]
         parted = 0 if fits(self.predicted, vocabulary) else vocabulary
-        return Objective(self.config.loss, with_teacher=self.with_teacher, parted=parted)
+        tiled = in_tiles(self.plan.family, self.config.sequence_length)
+        return Objective(self.config.loss, with_teacher=self.with_teacher, parted=parted, tiled=tiled)
 
     @property
     def rows(self) -> int:

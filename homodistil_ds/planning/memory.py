@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from homodistil_ds.distillation.attention_maps import rows_at_once
 from homodistil_ds.models.width import WidthPlan, Widths
 from homodistil_ds.planning.job import Job, entries, shapes
 from homodistil_ds.runtime import ds_config
@@ -21,6 +22,7 @@ SUB_GROUP = 1_000_000_000  # entries that ZeRO-3 updates at a time
 KERNELS = 48 * 2**20  # what kernels and collectives keep for themselves from the first step on
 LOGIT_COPIES = 28  # bytes per logit: of both models, in float32, normalised, and a gradient
 PART_COPIES = 12
+TILE_COPIES = 6  # of a tile of attention maps: both models' scores and maps, what they differ by, a gradient
 FRAGMENTS = 1.06  # of a GPU's memory, lost between blocks
 
 
@@ -119,6 +121,12 @@ def activations(job: Job, widths: Widths) -> dict[str, int]:
     if "attention" in taught:
         losses += job.plan.layers * tokens * job.config.sequence_length * job.plan.full.heads * c
         losses += 2 * FP32 * layers * maps
+    if "queries" in taught:  # with keys, of all layers
+        losses += 2 * job.plan.layers * tokens * job.plan.full.heads * job.plan.full.head_size * c
+    if job.objective.tiled:
+        length, heads = job.config.sequence_length, job.plan.full.heads
+        rows = rows_at_once(job.micro_batch, heads, length)
+        losses += TILE_COPIES * FP32 * job.micro_batch * heads * rows * length
     if "hidden" in taught or "embedding" in taught:
         losses += c * tokens * job.plan.full.hidden * (job.plan.layers + 1)
     compared = layers * ("hidden" in reads) + ("embedding" in reads)

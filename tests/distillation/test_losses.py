@@ -39,9 +39,9 @@ def mapped(part: Activations, change: Callable[[torch.Tensor], torch.Tensor]) ->
     changed = {
         name: tuple(map(change, own)) if isinstance(own, tuple) else change(own)
         for name, own in part._asdict().items()
-        if own is not None
+        if isinstance(own, tuple | torch.Tensor)
     }
-    return Activations(**changed)
+    return part._replace(**changed)
 
 
 LABELS = torch.randint(0, VOCABULARY, (ROWS, PREDICTED), generator=torch.Generator().manual_seed(9))
