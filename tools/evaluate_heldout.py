@@ -1,6 +1,8 @@
-"""Held-out loss of a saved model on a prepared corpus and, with a teacher, its discrepancy from that one.
+"""Held-out loss of a saved model on a prepared corpus and, with a teacher, its discrepancy from that one; of a decoder
+also how often it knows the last word of a passage (LAMBADA).
 
     python tools/evaluate_heldout.py --model runs/mine/student --teacher bert-base-uncased --corpus corpora/mine
+    python tools/evaluate_heldout.py --model runs/qwen/student --teacher Qwen/Qwen3-0.6B --last_words lambada.jsonl
 
 The rows are those that no training has seen, with the masks of every run, so the figures compare with report.json.
 """
@@ -8,23 +10,43 @@ The rows are those that no training has seen, with the masks of every run, so th
 import argparse
 import json
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from homodistil_ds.config import RunConfig
 from homodistil_ds.data.batches import Batches
 from homodistil_ds.data.corpus import Order, load, read_index
 from homodistil_ds.data.masking import prediction_for
+from homodistil_ds.data.tokens import Tokens
 from homodistil_ds.errors import HomodistilError
+from homodistil_ds.evaluation import last_words
 from homodistil_ds.evaluation.heldout import Forward, HeldOut, evaluate
 from homodistil_ds.models.forward import Read, Teacher, headed
 from homodistil_ds.models.loading import load_teacher, read_plan
+from homodistil_ds.models.width import WidthPlan
 from homodistil_ds.runtime import console, ranks
+
+
+@dataclass(frozen=True)
+class Loaded:
+    flag: str
+    source: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    plan: WidthPlan
+
+    def forward(self, read: Read) -> Forward:
+        """(input_ids [B, L], positions [B, K]) -> what is read there: logits, or states and the head for them."""
+        reads: frozenset[Read] = frozenset({read})
+        own = Teacher(self.model, self.plan.family, reads)
+        return lambda *shown: headed(own, own(*shown, reads=reads))
 
 
 def main(arguments: list[str]) -> int:
@@ -33,14 +55,11 @@ def main(arguments: list[str]) -> int:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        result = measure(given)
+        figures = measure(given)
     except HomodistilError as error:
         console.say(error.block(), sys.stderr)
         return error.exit_code
-    figures = {"heldout_loss": result.loss, "teacher_loss": result.teacher_loss, "kl": result.discrepancy_kl}
-    for name, value in figures.items():
-        if value is not None:
-            console.say(f"{name:14}{value:9.4f} nats")
+    console.say("\n".join(lines(figures)))
     if given.output:
         given.output.write_text(json.dumps({"model": given.model, **figures}, indent=2) + "\n", encoding="utf-8")
     return 0
@@ -49,8 +68,9 @@ def main(arguments: list[str]) -> int:
 def flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or hub name")
-    parser.add_argument("--teacher", help="folder or hub name of a model with the same vocabulary")
-    parser.add_argument("--corpus", required=True, type=Path, help="a prepared one, or runs/<name>/corpus")
+    parser.add_argument("--teacher", help="folder or hub name; for --corpus a model with the same vocabulary")
+    parser.add_argument("--corpus", type=Path, help="a prepared one, or runs/<name>/corpus")
+    parser.add_argument("--last_words", type=Path, help='passages: JSON lines with "text", or a .txt, one per line')
     parser.add_argument("--held_out_sequences", type=int, default=RunConfig.held_out_sequences)
     parser.add_argument("--mask_probability", type=float, default=RunConfig.mask_probability)
     parser.add_argument("--micro_batch", type=int, default=16, help="sequences at a time")
@@ -58,15 +78,43 @@ def flags() -> argparse.ArgumentParser:
     return parser
 
 
-def measure(given: argparse.Namespace) -> HeldOut:
-    """Raises HomodistilError for a model, teacher or corpus that cannot be read, or does not fit."""
-    model, tokenizer = load_teacher(given.model, flag="--model")
-    corpus = load(given.corpus, tokenizer, read_index(given.corpus)["sequence_length"], given.held_out_sequences)
-    plan = read_plan(given.model, flag="--model")
-    kind, vocabulary = plan.family.language_model, plan.fixed["vocab"]
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    """The figures asked for, None for the teacher's where there is none.
+
+    Raises HomodistilError for a model, teacher, corpus or passages that cannot be read, or do not fit.
+    """
+    if given.corpus is None and given.last_words is None:
+        raise HomodistilError(
+            "CFG-FLAG", "neither --corpus nor --last_words is given", "Say what to measure on: either, or both."
+        )
+    named = {"--model": given.model} | ({"--teacher": given.teacher} if given.teacher else {})
+    texts: list[str] = []
+    if given.last_words is not None:
+        texts = last_words.read_passages(given.last_words)
+        for flag, source in named.items():
+            last_words.check_decoder(read_plan(source, flag=flag), source, flag)
+    models = [loaded(flag, source) for flag, source in named.items()]
+    figures: dict[str, Any] = {}
+    if given.last_words is not None:
+        figures["last_words"] = on_passages(given, texts, *models)
+    if given.corpus is not None:
+        found = on_corpus(given, *models)
+        figures |= {"heldout_loss": found.loss, "teacher_loss": found.teacher_loss, "kl": found.discrepancy_kl}
+    return figures
+
+
+def loaded(flag: str, source: str) -> Loaded:
+    model, tokenizer = load_teacher(source, flag=flag)
+    return Loaded(flag, source, model.to(ranks.device()), tokenizer, read_plan(source, flag=flag))
+
+
+def on_corpus(given: argparse.Namespace, own: Loaded, teacher: Loaded | None = None) -> HeldOut:
+    length = read_index(given.corpus)["sequence_length"]
+    corpus = load(given.corpus, own.tokenizer, length, given.held_out_sequences)
+    kind, vocabulary = own.plan.family.language_model, own.plan.fixed["vocab"]
     batches = Batches(
         corpus=corpus,
-        prediction=prediction_for(kind, tokenizer, vocabulary, given.mask_probability),
+        prediction=prediction_for(kind, own.tokenizer, vocabulary, given.mask_probability),
         order=Order(len(corpus.train), 0),
         seed=0,
         global_batch=given.micro_batch,
@@ -74,14 +122,56 @@ def measure(given: argparse.Namespace) -> HeldOut:
         rank=0,
         world_size=1,
     )
-    teacher = logits_of(given.teacher, load_teacher(given.teacher)[0]) if given.teacher else None
-    return evaluate(logits_of(given.model, model), teacher, batches.held_out(), vocabulary)
+    shown = teacher.forward("predicted") if teacher else None
+    return evaluate(own.forward("predicted"), shown, batches.held_out(), vocabulary)
 
 
-def logits_of(source: str, model: torch.nn.Module) -> Forward:
-    reads: frozenset[Read] = frozenset({"predicted"})
-    own = Teacher(model.float().to(ranks.device()), read_plan(source).family, reads)
-    return lambda *shown: headed(own, own(*shown, reads=reads))
+def on_passages(
+    given: argparse.Namespace, texts: list[str], own: Loaded, teacher: Loaded | None = None
+) -> dict[str, Any]:
+    """Each model reads the passages by its own tokenizer; the counts are those of --model."""
+    passages, found = last_words_of(own, texts, given)
+    theirs = last_words_of(teacher, texts, given)[1] if teacher else None
+    return {
+        **asdict(found),
+        "teacher_accuracy": theirs.accuracy if theirs else None,
+        "teacher_perplexity": theirs.perplexity if theirs else None,
+        "passages": len(passages.usable),
+        "shortened": passages.shortened,
+        "skipped": passages.skipped,
+    }
+
+
+def last_words_of(
+    asked: Loaded, texts: list[str], given: argparse.Namespace
+) -> tuple[last_words.Passages, last_words.LastWords]:
+    passages = last_words.encode(texts, Tokens(asked.tokenizer), asked.plan.positions)
+    if not passages.usable:
+        why = ", ".join(f"{count} {reason}" for reason, count in passages.skipped.items()) or "there is none"
+        raise HomodistilError(
+            "DATA-LAST-WORDS",
+            f"--last_words {given.last_words}: no passage that {asked.flag} {asked.source} can be asked about ({why})",
+            "A passage is a text of two words or more.",
+        )
+    return passages, last_words.measure(asked.forward("logits"), passages.usable, given.micro_batch)
+
+
+def lines(figures: dict[str, Any]) -> list[str]:
+    """What the console shows."""
+    told = [
+        f"{name:14}{figures[name]:9.4f} nats"
+        for name in ("heldout_loss", "teacher_loss", "kl")
+        if figures.get(name) is not None
+    ]
+    if "last_words" in figures:
+        found = figures["last_words"]
+        skipped = "".join(f", {count:,} skipped ({reason})" for reason, count in found["skipped"].items())
+        shortened = f", {found['shortened']:,} without their beginning" if found["shortened"] else ""
+        told.append(f"last words of {found['passages']:,} passages{shortened}{skipped}")
+        for name in ("accuracy", "teacher_accuracy", "perplexity", "teacher_perplexity"):
+            if found[name] is not None:
+                told.append(f"{name:19}{found[name]:12,.4f}")
+    return told
 
 
 if __name__ == "__main__":

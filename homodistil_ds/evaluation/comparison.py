@@ -132,7 +132,7 @@ def latency_table(latency: Latency) -> Table:
 def _conditions(latency: Latency) -> str:
     threads, length, load, cores = (latency.measured[name] for name in ("threads", "length", "load", "cores"))
     return (
-        f"CPU, {threads} thread(s), {length} tokens per sequence, float32, encoders without a head. The models took "
+        f"CPU, {threads} thread(s), {length} tokens per sequence, float32, layers without a head. The models took "
         f"turns in one process; medians. Load average before: {load:.1f} on {cores} cores."
     )
 
