@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from homodistil_ds.models.width import Family
 
-SHORTEST = 256  # tokens of a sequence from which on maps cost more than they are worth
+SHORTEST = 256  # tokens of a sequence from which on maps that are kept cost more than products made twice
 MOST_ENTRIES = 1 << 23  # of one model's tile, 32 MiB in float32
 LEAST_ROWS = 16  # below, products are too narrow for the machine
 LEAST_TILES = 4

@@ -67,7 +67,7 @@ class Run:
 
 def check_recomputed(reads: Collection[Read], sharded: bool) -> None:
     """Raises HomodistilError for what a layer run once more under ZeRO-3 would hand to the losses without gradients."""
-    lost = sorted({"queries", "keys", "values"} & set(reads)) if sharded else []
+    lost = sorted({"attention", "queries", "keys", "values"} & set(reads)) if sharded else []
     if lost:
         raise HomodistilError(
             "CFG-RECOMPUTE",

@@ -22,7 +22,7 @@ SUB_GROUP = 1_000_000_000  # entries that ZeRO-3 updates at a time
 KERNELS = 48 * 2**20  # what kernels and collectives keep for themselves from the first step on
 LOGIT_COPIES = 28  # bytes per logit: of both models, in float32, normalised, and a gradient
 PART_COPIES = 12
-TILE_COPIES = 6  # of a tile of attention maps: both models' scores and maps, what they differ by, a gradient
+TILE_COPIES = 4  # of a tile of attention maps: both models' maps, how they differ, a gradient
 FRAGMENTS = 1.06  # of a GPU's memory, lost between blocks
 
 

@@ -1,9 +1,10 @@
 """What one training step costs at given widths: FLOPs per token, from the width table alone. No seconds, no bytes.
 
 A multiply-add is 2 FLOPs. Element-wise work (norms, activations, softmax, the losses, Adam) is left out: it falls with
-the width like attention does, and is small beside the matrices. So are the products that the losses `scores`,
-`value_relation` and `relation` make anew: `scores` at most half of what attention takes, the others one and three such
-products in one layer.
+the width like attention does, and is small beside the matrices. So are the products that losses make anew: `scores`
+six of [D, L] by [L, D] for each head and layer, whose cost per token knows no length; `value_relation` and `relation`
+one and three like queries by keys, in one layer; `attention` and, in one layer, `attention_kl`, where maps are compared
+in tiles, 8 L d + 4 L d' FLOPs per token and layer for heads of d and d' neurons in student and teacher.
 """
 
 from __future__ import annotations
@@ -55,9 +56,9 @@ def step_parts(
 ) -> Mapping[str, float]:
     """The terms of `step_flops`: teacher, body, head and projections.
 
-    Losses on attention maps add no matrix work: the maps are a by-product of the forward pass. The projections lift the
-    student's own states, so their backward pass makes two products, as a layer's does. Logits in parts ("predicted")
-    are made once more for the backward pass, by both heads.
+    Losses on whole attention maps add no matrix work: the maps are a by-product of the forward pass. What tiles of them
+    add is left out. The projections lift the student's own states, so their backward pass makes two products, as a
+    layer's does. Logits in parts ("predicted") are made once more for the backward pass, by both heads.
     """
     head_share = predicted_share * _speaks(reads)
     teacher = 0.0

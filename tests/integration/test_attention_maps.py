@@ -20,8 +20,8 @@ def found(tiny_teacher: Path, tiny_corpus: Path, tmp_path_factory: pytest.TempPa
 @pytest.mark.parametrize("stage", STAGES)
 def test_tiles_give_the_same_history(found: dict[str, Any], stage: str) -> None:
     whole, tiles = (found[stage][str(tiled)] for tiled in (False, True))
-    assert len(whole) == 13  # a line for each step, and what the end is on held-out text
-    assert whole[-1]["attention"] > 0
+    assert len(whole) == 13  # one row for each step, and one of held-out text
+    assert all(row["attention"] > 0 for row in whole[:12])
     for own, theirs in zip(tiles, whole, strict=True):
         assert own == pytest.approx(theirs, rel=1e-4)
     assert tiles[-1]["kept_heads"] == 2

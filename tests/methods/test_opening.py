@@ -7,8 +7,8 @@ from homodistil_ds.methods.opening import check_recomputed
 
 
 def test_layers_run_once_more_hand_no_gradient_to_what_is_read_inside_them_when_sharded() -> None:
-    check_recomputed({"logits", "hidden", "attention"}, sharded=True)
-    check_recomputed({"queries", "keys"}, sharded=False)
-    with pytest.raises(HomodistilError, match="keys, queries") as caught:
-        check_recomputed({"logits", "queries", "keys"}, sharded=True)
+    check_recomputed({"logits", "hidden", "embedding"}, sharded=True)
+    check_recomputed({"attention", "queries", "keys"}, sharded=False)
+    with pytest.raises(HomodistilError, match="attention, keys, queries") as caught:
+        check_recomputed({"logits", "queries", "keys", "attention"}, sharded=True)
     assert caught.value.error_id == "CFG-RECOMPUTE"
