@@ -34,6 +34,8 @@ Flags of the machine, read first:
   --teacher_placement      auto, replicated (whole on each rank), node (in pieces over the
                            ranks of each node), zero3 (in pieces over all ranks) or
                            cpu_offload (those pieces in host memory)
+  --teacher_cache FOLDER   where losses read only the teacher's logits: read its last states from
+                           there, or write them there for later runs
   --resume                 never, auto (the newest whole checkpoint of --output_dir) or the
                            path of a checkpoint or run; nothing to resume from is an error
   --plan                   print what this run takes (memory, traffic, time, cost), run nothing
@@ -100,7 +102,7 @@ def parse(arguments: list[str], first: bool) -> tuple[RunConfig, Machine]:
     Raises HomodistilError, and SystemExit(2) after tyro's own message for a flag it does not know.
     """
     flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    names = ("deepspeed_config", "deepspeed_config_after_cuts", "teacher_placement", "resume")
+    names = ("deepspeed_config", "deepspeed_config_after_cuts", "teacher_placement", "teacher_cache", "resume")
     for name in (*names, "preset", "config", "local_rank"):
         flags.add_argument(*dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")), dest=name)
     flags.add_argument("--debug", action="store_true")
@@ -127,6 +129,12 @@ def parse(arguments: list[str], first: bool) -> tuple[RunConfig, Machine]:
         elif left.code:
             let_rank_0_speak()
         raise
+    if machine.teacher_cache and config.method != "homodistil":
+        raise HomodistilError(
+            "CFG-CACHE",
+            f"--teacher_cache with --method {config.method}, which has no teacher of language or shows it other texts",
+            "Leave it out.",
+        )
     return config, machine_of(machine)
 
 
@@ -155,6 +163,7 @@ def machine_of(flags: argparse.Namespace) -> Machine:
         ds_config=ds_config.read(Path(flags.deepspeed_config or DEFAULT_MACHINE)),
         ds_config_after_cuts=ds_config.read(Path(later)) if later else None,
         teacher_placement=placement,
+        teacher_cache=flags.teacher_cache or "",
         resume=flags.resume or "never",
         plan=flags.plan,
     )

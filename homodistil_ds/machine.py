@@ -18,6 +18,8 @@ class Machine:
     """Configuration to change to at the first cut where it needs no more memory per rank than the run began with."""
     teacher_placement: str = "auto"
     """Whole on every rank, in pieces over the ranks of a node or over all, or in pieces in host memory."""
+    teacher_cache: str = ""
+    """Folder of the teacher's final hidden states, read from there or written for later runs; empty: none."""
     resume: str = "never"
     """`never` starts a run, `auto` goes on from the newest whole checkpoint, a path from that one."""
     plan: bool = False

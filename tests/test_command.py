@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from homodistil_ds.command import parse
+from homodistil_ds.errors import HomodistilError
 
 
 @pytest.mark.parametrize(
@@ -26,3 +27,11 @@ def test_a_family_sets_the_sizes_in_place_of_the_presets(given: list[str]) -> No
 def test_sizes_that_are_given_beside_a_family_stay() -> None:
     config, _ = parse(["--family", "0.5,0.25", "--student.hidden_size", "128"], first=True)
     assert config.student.hidden_size == 128
+
+
+def test_a_teacher_cache_is_a_fact_of_the_machine_and_of_distillation_alone() -> None:
+    config, machine = parse(["--teacher_cache", "caches/mine"], first=True)
+    assert (machine.teacher_cache, hasattr(config, "teacher_cache")) == ("caches/mine", False)
+    with pytest.raises(HomodistilError, match="--method pretrain") as raised:
+        parse(["--teacher-cache", "caches/mine", "--preset", "correct_teacher"], first=True)
+    assert raised.value.error_id == "CFG-CACHE"

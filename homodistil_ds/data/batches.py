@@ -43,7 +43,8 @@ class Batches:
     """Batches of one rank; global sample i of step t is number (t - 1) * global_batch + i of the order.
 
     A rank takes a contiguous run of each step's samples, so neither world size nor micro batch changes what a step
-    sees. All sizes are in sequences.
+    sees. All sizes are in sequences. Where they are `numbered`, batches name their rows to the teacher: sample i is
+    number i whatever step it falls into, held-out row r of E is number r - E.
     """
 
     corpus: Corpus
@@ -54,14 +55,15 @@ class Batches:
     micro_batch: int
     rank: int
     world_size: int
+    numbered: bool = False
 
     def micro_batches(self, step: int) -> Iterator[Batch]:
         """The micro batches of optimizer step `step`, which counts from 1."""
         share = self.global_batch // self.world_size
         first = (step - 1) * self.global_batch + self.rank * share
         for start in range(first, first + share, self.micro_batch):
-            rows = self.order.rows(start, self.micro_batch)
-            yield self.prediction.batch(self.corpus.train[rows], np.arange(start, start + self.micro_batch), self.seed)
+            rows, samples = self.order.rows(start, self.micro_batch), np.arange(start, start + self.micro_batch)
+            yield self._named(self.prediction.batch(self.corpus.train[rows], samples, self.seed), samples)
 
     @property
     def tokens_per_step(self) -> float:
@@ -81,4 +83,8 @@ class Batches:
         for start in range(0, most, self.micro_batch):
             rows = own[start : start + self.micro_batch]
             shown = rows if len(rows) else np.zeros(1, np.int64)
-            yield self.prediction.batch(self.corpus.held_out[shown], shown, HELD_OUT_SEED), len(rows)
+            batch = self.prediction.batch(self.corpus.held_out[shown], shown, HELD_OUT_SEED)
+            yield self._named(batch, shown - len(self.corpus.held_out)), len(rows)
+
+    def _named(self, batch: Batch, samples: np.ndarray) -> Batch:
+        return replace(batch, samples=torch.from_numpy(samples)) if self.numbered else batch

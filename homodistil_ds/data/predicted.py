@@ -20,6 +20,8 @@ class Batch:
     """int64 [B, K], ascending per row."""
     labels: torch.Tensor
     """int64 [B, K], what is to be predicted from `positions`."""
+    samples: torch.Tensor | None = None
+    """int64 [B] on the host: numbers of the rows, of held-out ones below 0, where the teacher is told them."""
 
     pairs = None  # nothing is mixed
 
@@ -28,10 +30,12 @@ class Batch:
         """What the student reads, and the teacher too."""
         return self.input_ids, self.positions
 
-    taught = shown
+    @property
+    def taught(self) -> tuple[torch.Tensor, ...]:
+        return self.shown if self.samples is None else (*self.shown, self.samples)
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(self.input_ids.to(device), self.positions.to(device), self.labels.to(device))
+        return Batch(self.input_ids.to(device), self.positions.to(device), self.labels.to(device), self.samples)
 
 
 class Prediction(Protocol):

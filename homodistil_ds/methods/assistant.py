@@ -26,7 +26,11 @@ def with_assistant(config: RunConfig, machine: Machine, command: str, descend: D
         return descend(config, machine, command, None)
     whole = Path(config.output_dir)
     first = replace(config, assistant="none", output_dir=str(whole / TRIAL), **trial)
-    machine = complete_first(first, machine, whole, lambda its: descend(first, its, command, whole))
+    # Another teacher, another cache.
+    cache = str(Path(machine.teacher_cache, TRIAL)) if machine.teacher_cache else ""
+    machine = complete_first(
+        first, machine, whole, lambda its: descend(first, replace(its, teacher_cache=cache), command, whole)
+    )
     return descend(second(config, whole / TRIAL), machine, command, None)
 
 

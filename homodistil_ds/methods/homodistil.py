@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from homodistil_ds.evaluation.heldout import measure_on
 from homodistil_ds.machine import Machine
 from homodistil_ds.methods import family, flops
 from homodistil_ds.methods.assistant import with_assistant
+from homodistil_ds.methods.caching import cached_teacher, check_cache
 from homodistil_ds.methods.finish import finish
 from homodistil_ds.methods.placing import blank_student, placed_teacher, student_from
 from homodistil_ds.methods.running import saved, start_from, train
@@ -36,6 +38,7 @@ def descend(config: RunConfig, machine: Machine, command: str, within: Path | No
 
     At the milestones masked neurons leave the running engine.
     """
+    check_cache(config, machine)
     setting = prepare_setting(config, machine, command, head_may_be_missing=False, within=within)
     objective = Objective(config.loss, with_teacher=True, parted=setting.parted, tiled=setting.tiled)
     plan = setting.student_plan
@@ -54,7 +57,15 @@ def descend(config: RunConfig, machine: Machine, command: str, within: Path | No
         return setting.engine_around(student_of(model, setting, objective), widths)
 
     engine = start_from(setting, pruner, build, first)
-    teacher = placed_teacher(setting, objective.teacher_reads())
+    cache = cached_teacher(setting, Path(machine.teacher_cache)) if machine.teacher_cache else None
+    teacher = cache or placed_teacher(setting, objective.teacher_reads())
+    batches = replace(setting.batches, numbered=cache is not None)
+
+    def save(step: int) -> Path:
+        """A checkpoint; the cache first, so that what is done with is never lacking after it."""
+        if cache is not None:
+            cache.keep()
+        return saved(setting, stage, step)
 
     stage = Stage(
         config=config,
@@ -62,12 +73,12 @@ def descend(config: RunConfig, machine: Machine, command: str, within: Path | No
         plan=plan,
         teacher=teacher,
         objective=objective,
-        batches=setting.batches.split_by(engine.train_micro_batch_size_per_gpu()),
-        measure=measure_on(setting.batches, setting.parted),
+        batches=batches.split_by(engine.train_micro_batch_size_per_gpu()),
+        measure=measure_on(batches, setting.parted),
         monitor=setting.monitor,
         pruner=pruner,
         build=build,
-        save=lambda step: saved(setting, stage, step),
+        save=save,
         watchdog=setting.watchdog(),
         fixed_widths=setting.target,
         leaves=family.leaves(setting),

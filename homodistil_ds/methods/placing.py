@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedModel
 
+from homodistil_ds.distillation.cached_teacher import CachedTeacher
 from homodistil_ds.methods.setting import Setting
 from homodistil_ds.models.depth import from_layers
 from homodistil_ds.models.forward import Read, Teacher
@@ -29,11 +30,13 @@ def placed_teacher(setting: Setting, reads: Collection[Read]) -> nn.Module:
 def float32_teacher(setting: Setting, stage: Stage) -> nn.Module:
     """The teacher in float32, for figures of the held-out text; it takes the place of the stage's, which is freed."""
     trained, stage.teacher = stage.teacher, None
+    if isinstance(trained, CachedTeacher):
+        trained = trained.body
     if setting.read is not None:
-        if ds_config.precision(setting.ds_config) == "fp32":
-            assert trained is not None
+        if trained is not None and ds_config.precision(setting.ds_config) == "fp32":
             return trained
-        engine.dispose(trained)
+        if trained is not None:
+            engine.dispose(trained)
         return _placed(setting, setting.source, {"logits"}, {}, torch.float32)
     # Loaded again: the teacher of the stage was rounded to the precision of training.
     del trained
