@@ -32,5 +32,6 @@ def of_run(setting: Setting, stage: Stage) -> float:
     """FLOPs of the whole run: teacher, student and projections at the widths they had, matrix work alone."""
     began = stage.plan.full if stage.pruner else stage.widths()
     cuts = [Milestone(step=step, widths=widths) for step, widths in sorted(stage.milestones.items())]
-    cost = per_token(setting, stage.objective, with_teacher=stage.teacher is not None)
+    # The stage's own teacher is gone when its run is reported.
+    cost = per_token(setting, stage.objective, with_teacher=setting.config.method != "pretrain")
     return stage.batches.tokens_per_step * run_cost(cuts, began, setting.config.steps, cost)
