@@ -8,16 +8,24 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from homodistil_ds import methods
 from homodistil_ds.command import parse
 from homodistil_ds.methods import homodistil
+from homodistil_ds.methods.setting import Setting
 from homodistil_ds.planning.devices import this_cpu
 from homodistil_ds.planning.job import job_of
 from homodistil_ds.planning.plan import plan_of
-from homodistil_ds.runtime import launch, ranks
+from homodistil_ds.runtime import engine, launch, ranks
 from homodistil_ds.stage import Stage
+
+
+def leave(setting: Setting, stage: Stage) -> None:
+    """Engines go before the process group, whose threads they use."""
+    setting.monitor.close()
+    engine.dispose(stage.engine)
+    if setting.read is not None and stage.teacher is not None:
+        engine.dispose(stage.teacher)
 
 
 def main() -> None:
@@ -26,7 +34,7 @@ def main() -> None:
     with methods.process_group(config.method):
         plan = plan_of(job_of(config, machine, nodes=1, ranks_per_node=ranks.world_size(), device=this_cpu()))
 
-        def ended(_: Any, stage: Stage) -> None:
+        def ended(setting: Setting, stage: Stage) -> None:
             found = {
                 "planned": max(phase.footprint.peak for phase in plan.phases),
                 "measured": stage.peak_bytes,
@@ -34,6 +42,7 @@ def main() -> None:
                 "items": dict(plan.phases[0].footprint.items),
             }
             ranks.on_first(lambda: Path(result).write_text(json.dumps(found), encoding="utf-8"))
+            leave(setting, stage)
 
         homodistil.finish = ended  # type: ignore[assignment]
         methods.run_method(config, machine, "")

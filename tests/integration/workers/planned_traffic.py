@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from counting import Counting
+from plan_memory_run import leave
 
 from homodistil_ds.config import PruningConfig, RunConfig, StudentConfig
 from homodistil_ds.machine import Machine
@@ -61,7 +62,7 @@ def main() -> None:
     settings = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     engine.prepare_op_folder()
     ranks.start()
-    homodistil.finish = lambda *_: None  # type: ignore[assignment]
+    homodistil.finish = leave
     found = {name: one_case(settings, name, case) for name, case in settings["cases"].items()}
     ranks.on_first(lambda: Path(settings["out"], "result.json").write_text(json.dumps(found), encoding="utf-8"))
     ranks.stop()
