@@ -1,7 +1,7 @@
 """What a run takes before anything is spent: memory, traffic, time and cost of every phase, and what else would fit.
 
-    python tools/plan.py --nodes 2 --gpus-per-node 8 --gpu h100 --preset logit --teacher meta-llama/Llama-2-7b-hf \
-        --student.hidden_size 2048 --student.num_attention_heads 16 --deepspeed_config ds_configs/zero3.json
+    python tools/plan.py --nodes 1 --gpus-per-node 8 --gpu h100 --preset llama2_7b \
+        --deepspeed_config ds_configs/zero3_recompute.json
 
 All other flags are those of train.py. Of the teacher nothing but its configuration is read: a hub name, a folder that
 has a config.json, or that file. With --write_to plan.md, plan.json and plan.png are written into a folder. The exit
