@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from homodistil_ds.config import RunConfig
@@ -22,7 +21,7 @@ from homodistil_ds.evaluation.heldout import Forward
 from homodistil_ds.models.forward import Activations, Read, headed
 from homodistil_ds.models.width import WidthPlan, Widths
 from homodistil_ds.pruning.pruner import Pruner
-from homodistil_ds.runtime import carry, guard, pace, ranks
+from homodistil_ds.runtime import carry, guard, memory, pace, ranks
 from homodistil_ds.runtime.engine import Engine, dispose, set_learning_rate, take_step
 from homodistil_ds.runtime.monitor import Monitor
 from homodistil_ds.runtime.shards import loss_scale, state_shards
@@ -251,7 +250,7 @@ class Stage:
             {
                 "optim/lr": learning_rate(self.config, step),
                 "perf/tokens_s": rate,
-                "mem/host_rss_mib": psutil.Process().memory_info().rss / 2**20,
+                "mem/host_rss_mib": memory.resident_bytes() / 2**20,
                 **{f"pruning/{name}": size for name, size in self.kept().items()},
                 **self.scaling(),
             },

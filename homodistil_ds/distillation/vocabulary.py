@@ -26,6 +26,11 @@ def fits(positions: int, vocabulary: int) -> bool:
     return positions * vocabulary <= MOST_ENTRIES
 
 
+def parted_by(positions: int, vocabulary: int) -> int:
+    """The vocabulary's size where a micro batch's logits are too many to be there at once; else 0."""
+    return 0 if fits(positions, vocabulary) else vocabulary
+
+
 def rows_at_once(positions: int, vocabulary: int) -> int:
     return max(1, MOST_ENTRIES // vocabulary, -(-positions // MOST_PARTS))
 

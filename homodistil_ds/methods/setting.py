@@ -15,7 +15,7 @@ from homodistil_ds.data.batches import Batches
 from homodistil_ds.data.corpus import Corpus, Order
 from homodistil_ds.data.masking import prediction_for
 from homodistil_ds.distillation.attention_maps import in_tiles
-from homodistil_ds.distillation.vocabulary import fits
+from homodistil_ds.distillation.vocabulary import parted_by
 from homodistil_ds.machine import Machine
 from homodistil_ds.methods.opening import Run, checked, claim_folder, open_logs, say
 from homodistil_ds.methods.reading import read_corpus
@@ -25,7 +25,7 @@ from homodistil_ds.models.forward import Student
 from homodistil_ds.models.loading import load_outline, load_teacher
 from homodistil_ds.models.pieces import Read
 from homodistil_ds.models.width import WidthPlan, Widths, count
-from homodistil_ds.planning.descent import descent_of
+from homodistil_ds.planning.descent import Descent, descent_of
 from homodistil_ds.planning.job import check_room, machine_for, placement_of
 from homodistil_ds.pruning.family import Member
 from homodistil_ds.pruning.schedule import WidthSchedule
@@ -61,8 +61,7 @@ class Setting(Run):
         """The vocabulary's size where the logits of a micro batch are too many to be there at once; else 0."""
         length = self.config.sequence_length
         positions = self.batches.micro_batch * round(self.batches.prediction.share(length) * length)
-        vocabulary = self.plan.fixed["vocab"]
-        return 0 if fits(positions, vocabulary) else vocabulary
+        return parted_by(positions, self.plan.fixed["vocab"])
 
     @property
     def tiled(self) -> bool:
@@ -91,8 +90,8 @@ def prepare_setting(
     first, later = checked(config, machine)
     found = where_to_start(config, machine.resume, say)
     way = ranks.together(lambda: descent_of(config, first, later))
-    plan, student_plan, target = way.plan, way.student_plan, way.target
-    placed, reason = _choose_placement(config, machine.teacher_placement, first, plan, student_plan, target)
+    plan, student_plan = way.plan, way.student_plan
+    placed, reason = _choose_placement(config, machine.teacher_placement, first, way)
     source, tokenizer, read = ranks.together(lambda: _load(config.teacher, head_may_be_missing, placed == "replicated"))
     kind, vocabulary = plan.family.language_model, plan.fixed["vocab"]
     prediction = ranks.together(lambda: prediction_for(kind, tokenizer, vocabulary, config.mask_probability))
@@ -126,7 +125,7 @@ def prepare_setting(
         fingerprint=corpus.fingerprint,
         tokenizer=tokenizer,
         plan=plan,
-        target=target,
+        target=way.target,
         members=way.members,
         schedule=way.schedule,
         layer_map=way.layer_map,
@@ -141,11 +140,9 @@ def prepare_setting(
     )
 
 
-def _choose_placement(
-    config: RunConfig, asked: str, machine: dict[str, Any], plan: WidthPlan, student_plan: WidthPlan, target: Widths
-) -> tuple[str, str]:
+def _choose_placement(config: RunConfig, asked: str, machine: dict[str, Any], way: Descent) -> tuple[str, str]:
     """Where the teacher goes, the same on all ranks, and the reason."""
-    trained = count(student_plan, target if config.student.init == "random" else plan.full).with_head
+    plan, trained = way.plan, count(way.student_plan, way.first_widths).with_head
     free, on_gpu = ranks.smallest(memory.available_bytes()), torch.cuda.is_available()
     world, here = ranks.world_size(), ranks.smallest(launch.ranks_here())
     placed = ranks.together(

@@ -20,11 +20,14 @@ from homodistil_ds.runtime import ds_config
 
 @dataclass(frozen=True, kw_only=True)
 class Descent:
-    """`plan` is the teacher's table. `members` are the students that the run leaves behind, the last of them at its
-    `target`; `schedule` passes them. `student_plan` is the table of a student that has the layers of `layer_map` alone.
+    """`plan` is the teacher's table, `first_widths` what a student begins at.
+
+    `members` are the students that the run leaves behind, the last of them at its `target`; `schedule` passes them.
+    `student_plan` is the table of a student that has the layers of `layer_map` alone.
     """
 
     plan: WidthPlan
+    first_widths: Widths
     members: tuple[Member, ...]
     schedule: WidthSchedule
     layer_map: tuple[int, ...]
@@ -51,7 +54,12 @@ def descent_of(config: RunConfig, *machines: dict[str, Any] | None) -> Descent:
     pruned = student.init == "teacher" and target != plan.full
     check_losses(config.loss, target, plan.full, pruned, plan.family)
     return Descent(
-        plan=plan, members=members, schedule=schedule, layer_map=layers, student_plan=shallower(plan, layers)
+        plan=plan,
+        first_widths=target if student.init == "random" else plan.full,
+        members=members,
+        schedule=schedule,
+        layer_map=layers,
+        student_plan=shallower(plan, layers),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,24 +15,25 @@ from homodistil_ds.data.masking import predicted_of
 from homodistil_ds.data.predicted import NextTokens
 from homodistil_ds.distillation.attention_maps import in_tiles
 from homodistil_ds.distillation.objective import Objective
-from homodistil_ds.distillation.vocabulary import fits, rows_at_once
+from homodistil_ds.distillation.vocabulary import parted_by, rows_at_once
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.machine import Machine
 from homodistil_ds.models.width import TRAINED_PREFIX, WidthPlan, Widths, count
 from homodistil_ds.planning.descent import descent_of
 from homodistil_ds.planning.devices import NETWORK_GBITS, Device, network_bus
-from homodistil_ds.pruning.cost import step_flops
+from homodistil_ds.pruning.cost import step_parts
 from homodistil_ds.pruning.milestones import Milestone, place_cuts
 from homodistil_ds.pruning.schedule import WidthSchedule
 from homodistil_ds.runtime import ds_config, memory, placement
 
+Parameters = Iterable[tuple[str, tuple[int, ...]]]  # names and shapes
 PLANNED = ("homodistil", "pretrain")
 WEIGHT_BYTES = {"bf16": 2, "fp16": 2, "autocast": 4, "fp32": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """`plan` is the teacher's table, `student_plan` the student's, `schedule` its way down.
+    """`plan` is the teacher's table, `student_plan` the student's, `schedule` its way down from `first_widths`.
 
     `machine` is the DeepSpeed configuration with the batch sizes filled in, `later` the one after cuts. The teacher is
     at `placement`: replicated, node, zero3 or cpu_offload. Each rank has a line of `gbits` Gbit/s to other nodes.
@@ -42,6 +43,7 @@ class Job:
     plan: WidthPlan
     student_plan: WidthPlan
     schedule: WidthSchedule
+    first_widths: Widths
     machine: dict[str, Any]
     later: dict[str, Any] | None
     placement: str
@@ -59,7 +61,7 @@ class Job:
     @property
     def teacher_parts(self) -> int:
         """Ranks that a teacher in pieces lies on."""
-        return {"replicated": 1, "node": self.ranks_per_node}.get(self.placement, self.ranks)
+        return placement.parts(self.placement, self.ranks, self.ranks_per_node)
 
     @property
     def bus(self) -> float:
@@ -122,7 +124,7 @@ class Job:
     @cached_property
     def objective(self) -> Objective:
         vocabulary = self.plan.fixed["vocab"]
-        parted = 0 if fits(self.predicted, vocabulary) else vocabulary
+        parted = parted_by(self.predicted, vocabulary)
         tiled = in_tiles(self.plan.family, self.config.sequence_length)
         return Objective(self.config.loss, with_teacher=self.with_teacher, parted=parted, tiled=tiled)
 
@@ -133,19 +135,15 @@ class Job:
             return self.predicted
         return min(self.predicted, rows_at_once(self.predicted, self.plan.fixed["vocab"]))
 
-    @property
-    def first_widths(self) -> Widths:
-        return self.schedule.target if self.config.student.init == "random" else self.student_plan.full
-
-    def trained(self, widths: Widths) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Names and shapes of what a student of these widths trains, its projections to the teacher's states too."""
+    def trained(self, widths: Widths) -> Parameters:
+        """What a student of these widths trains, its projections to the teacher's states too."""
         yield from ((f"{TRAINED_PREFIX}{name}", shape) for name, shape in shapes(self.student_plan, widths))
         for read in ("hidden", "embedding"):
             if self.with_teacher and read in self.objective.student_reads():
                 yield f"projections.{read}.weight", (self.plan.full.hidden, widths.hidden)
 
-    def taught(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        return shapes(self.plan, self.plan.full) if self.with_teacher else iter(())
+    def taught(self) -> Parameters:
+        return shapes(self.plan, self.plan.full) if self.with_teacher else ()
 
     def at(self, widths: Widths) -> Job:
         """The same job under the DeepSpeed configuration that it has at these physical widths."""
@@ -157,7 +155,11 @@ class Job:
 
     def flops(self, widths: Widths) -> float:
         """Per token of one step at these physical widths."""
-        return step_flops(
+        return sum(self.flop_parts(widths).values())
+
+    def flop_parts(self, widths: Widths) -> Mapping[str, float]:
+        """The terms of `flops`: teacher, body, head and projections."""
+        return step_parts(
             self.student_plan,
             widths,
             sequence_length=self.config.sequence_length,
@@ -190,13 +192,12 @@ def job_of(
     )
     assert first is not None
     way = descent_of(config, first, later)
-    widths = way.target if config.student.init == "random" else way.plan.full
     placed = placement_of(
         config.method,
         machine.teacher_placement,
         way.plan,
         first,
-        count(way.student_plan, widths).with_head,
+        count(way.student_plan, way.first_widths).with_head,
         device.memory - device.framework,
         ranks,
         ranks_per_node,
@@ -207,6 +208,7 @@ def job_of(
         plan=way.plan,
         student_plan=way.student_plan,
         schedule=way.schedule,
+        first_widths=way.first_widths,
         machine=first,
         later=later,
         placement=placed,
@@ -274,8 +276,9 @@ def check_room(
     """
     on_gpu = torch.cuda.is_available()
     weights = taught * WEIGHT_BYTES[ds_config.precision(machine)]
-    parts = {"replicated": 1, "node": ranks_per_node}.get(placed, ranks)
-    teacher = 0 if placed == "cpu_offload" and on_gpu else weights // parts
+    teacher = weights // placement.parts(placed, ranks, ranks_per_node)
+    if placed == "cpu_offload" and on_gpu:
+        teacher = 0
     needed = teacher + trained_bytes(machine, trained, ranks, on_gpu)
     if needed > free:
         sizes = (
@@ -295,5 +298,5 @@ def shapes(plan: WidthPlan, widths: Widths) -> Iterator[tuple[str, tuple[int, ..
         yield name, tuple(plan.size(axis, widths) for axis in row.axes)
 
 
-def entries(parameters: Iterator[tuple[str, tuple[int, ...]]]) -> int:
+def entries(parameters: Parameters) -> int:
     return sum(math.prod(shape) for _, shape in parameters)

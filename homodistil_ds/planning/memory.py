@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from homodistil_ds.distillation.attention_maps import rows_at_once
-from homodistil_ds.models.width import WidthPlan, Widths
+from homodistil_ds.models.width import INTO_HEADS, WidthPlan, Widths
 from homodistil_ds.planning.job import Job, entries, shapes
 from homodistil_ds.runtime import ds_config
+from homodistil_ds.runtime.memory import ADAM_STATES
 
-MASTER_AND_MOMENTS = 12
 FP32 = 4
 BUCKET = 500_000_000  # entries that DeepSpeed reduces at a time, unless the file says so
 LIVE = 1_000_000_000  # entries of sharded parameters that may stay whole at a time
@@ -62,7 +62,7 @@ def teacher_bytes(job: Job) -> int:
     size = entries(job.taught()) * job.weight_bytes
     if job.placement == "replicated":
         return size
-    largest = max((entries(iter([parameter])) for parameter in job.taught()), default=0) * job.weight_bytes
+    largest = max((entries([parameter]) for parameter in job.taught()), default=0) * job.weight_bytes
     own = 0 if job.placement == "cpu_offload" and not job.device.keeps_freed else size // job.teacher_parts
     return own + 2 * largest  # what is gathered for one module and fetched for the next
 
@@ -70,7 +70,7 @@ def teacher_bytes(job: Job) -> int:
 def states(job: Job, widths: Widths) -> dict[str, int]:
     """Weights, masters and moments."""
     size = entries(job.trained(widths))
-    weights, sharded = job.weight_bytes * size, MASTER_AND_MOMENTS * size // job.ranks
+    weights, sharded = job.weight_bytes * size, ADAM_STATES * size // job.ranks
     if job.stage == 0:
         return {"student": weights, "optimizer": 2 * FP32 * size}
     if job.stage == 3:
@@ -101,7 +101,7 @@ def step_bytes(job: Job, widths: Widths) -> int:
 
 def cut_bytes(job: Job, after: Widths) -> int:
     """What is left of this rank's state, and what of it goes to others and comes from them; beside a GPU's memory."""
-    own = MASTER_AND_MOMENTS * entries(job.trained(after)) // job.ranks
+    own = ADAM_STATES * entries(job.trained(after)) // job.ranks
     return own + 2 * own * (job.ranks - 1) // job.ranks if job.device.keeps_freed else 0
 
 
@@ -137,20 +137,11 @@ def activations(job: Job, widths: Widths) -> dict[str, int]:
 def per_token(plan: WidthPlan, widths: Widths) -> int:
     """Entries per token that one layer keeps for its backward pass, with fused attention: what each matrix reads, what
     attention and the activation read, what the norms read."""
-    gives, takes = 0, set[str]()
-    gated = sum(row.axes == ("ffn", "hidden") for row in plan.family.rows) > 1
-    into = [
-        row
-        for row in plan.family.rows
-        if row.axes[1:] == ("hidden",) and row.axes[0] in ("qk", "vo", "queries", "keys")
-    ]
-    for row in into:
-        gives += plan.size(row.axes[0], widths)
-        takes.add("attention")
+    into = [row.axes[0] for row in plan.family.rows if row.axes[1:] == ("hidden",)]
+    gated = into.count("ffn") > 1
+    gives = sum(plan.size(axis, widths) for axis in into if axis in INTO_HEADS)
     context = widths.heads * widths.head_size
-    norms = 4 * widths.hidden
-    inputs = widths.hidden * (2 if gated else 1)
-    return gives + context + norms + inputs + widths.ffn * (3 if gated else 2) + widths.hidden * (not takes)
+    return gives + context + widths.hidden * (6 if gated else 5) + widths.ffn * (3 if gated else 2)
 
 
 def logits(job: Job) -> int:
@@ -166,7 +157,7 @@ def host_bytes(job: Job, widths: Widths) -> int:
     if job.device.keeps_freed:
         return 0
     size = entries(job.trained(widths))
-    offloaded = (MASTER_AND_MOMENTS + FP32) * size // job.ranks if job.offloads else 0
+    offloaded = (ADAM_STATES + FP32) * size // job.ranks if job.offloads else 0
     return offloaded + (entries(job.taught()) * 2 // job.ranks if job.placement == "cpu_offload" else 0)
 
 
@@ -183,4 +174,4 @@ def start_bytes(job: Job) -> int:
 
 def checkpoint_bytes(job: Job, widths: Widths) -> int:
     """Master weights and moments, in the files of all ranks together."""
-    return MASTER_AND_MOMENTS * entries(job.trained(widths))
+    return ADAM_STATES * entries(job.trained(widths))

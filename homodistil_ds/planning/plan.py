@@ -12,11 +12,11 @@ from homodistil_ds.planning.job import Job, entries
 from homodistil_ds.planning.memory import Footprint, footprint, start_bytes
 from homodistil_ds.planning.speed import Pace, pace
 from homodistil_ds.planning.traffic import step_traffic
-from homodistil_ds.pruning.cost import step_parts
 from homodistil_ds.pruning.milestones import Milestone
 
 ROOM = 0.95  # of a device's memory that a plan may fill: formulas are some per cent off
 TILE = 64  # widths in these multiples keep tensor cores busy
+MEASURED_RANKS = 64  # beyond, a plan says that nothing of it was measured
 ENOUGH_TOKENS = 4096  # of a micro batch, from which sharded weights take less time than the work on them
 
 
@@ -66,7 +66,14 @@ class Plan:
     flops: float
     checkpoint_bytes: int
     choices: tuple[Choice, ...]
-    warnings: tuple[str, ...]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return tuple(_warnings(self))
+
+    @property
+    def simulated(self) -> bool:
+        return self.job.ranks > MEASURED_RANKS
 
     @property
     def peak(self) -> int:
@@ -92,16 +99,14 @@ class Plan:
 def plan_of(job: Job) -> Plan:
     phases = tuple(_phases(job))
     tokens = job.config.global_batch_size * job.config.sequence_length
-    plan = Plan(
+    return Plan(
         job=job,
         phases=phases,
         start_peak=start_bytes(job),
         flops=sum(tokens * phase.steps * job.flops(phase.widths) for phase in phases),
         checkpoint_bytes=memory.checkpoint_bytes(job, phases[0].widths),
         choices=tuple(_choices(job)),
-        warnings=(),
     )
-    return replace(plan, warnings=tuple(_warnings(plan)))
 
 
 def _phases(job: Job) -> Iterator[Phase]:
@@ -176,15 +181,7 @@ def _warnings(plan: Plan) -> Iterator[str]:
     uneven = [f"{name} {size}" for name, size in (("hidden", target.hidden), ("ffn", target.ffn)) if size % TILE]
     if uneven and not device.keeps_freed and target != job.student_plan.full:
         yield f"{' and '.join(uneven)} of the student: multiples of {TILE} keep tensor cores busy"
-    last = step_parts(
-        job.student_plan,
-        target,
-        sequence_length=job.config.sequence_length,
-        predicted_share=job.predicted_share,
-        reads=job.objective.student_reads(),
-        teacher_reads=job.objective.teacher_reads() if job.with_teacher else None,
-        teacher_plan=job.plan,
-    )
+    last = job.flop_parts(target)
     if last["teacher"] > sum(last.values()) / 2:
         yield f"at the end {last['teacher'] / sum(last.values()):.0%} of the work is the teacher's forward pass"
     if job.offloads:
@@ -194,7 +191,7 @@ def _warnings(plan: Plan) -> Iterator[str]:
         yield f"collectives take {share:.0%} of a step if nothing hides them; raise the micro batch"
     if job.config.assistant != "none":
         yield "the second descent, from the assistant, is not part of this plan"
-    if job.ranks > 64:
+    if plan.simulated:
         yield f"simulated: nothing of this was measured on {job.ranks:,} ranks"
 
 
@@ -221,7 +218,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "device_hours": plan.device_hours,
         "checkpoint_bytes": plan.checkpoint_bytes,
         "checkpoints_kept": job.config.save_total_limit,
-        "simulated": job.ranks > 64,
+        "simulated": plan.simulated,
         "phases": [_phase_json(job, phase) for phase in plan.phases],
         "choices": [vars(choice) for choice in plan.choices],
         "warnings": list(plan.warnings),

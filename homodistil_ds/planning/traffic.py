@@ -7,16 +7,16 @@ the head is added up from the number of parts.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from homodistil_ds.models.width import WidthPlan, Widths
-from homodistil_ds.planning.job import Job, entries, shapes
+from homodistil_ds.planning.job import Job, Parameters, entries, shapes
 from homodistil_ds.planning.memory import FP32, LIVE
 
 PERSISTENT = 100_000  # entries up to which ZeRO-3 keeps a parameter whole, unless the file says so
 REUSE = 1_000_000_000  # entries after which a gathered parameter that is needed again is let go
+Parameter = tuple[str, tuple[int, ...]]
 PER_LAYER = "projections.hidden.weight"  # lifts the states of every layer
-Parameters = Iterable[tuple[str, tuple[int, ...]]]
 
 
 def step_traffic(job: Job, widths: Widths, scored: bool) -> dict[str, int]:
@@ -33,17 +33,15 @@ def step_traffic(job: Job, widths: Widths, scored: bool) -> dict[str, int]:
     return {name: size for name, size in found.items() if size}
 
 
-def _whole(job: Job, trained: Parameters) -> dict[str, int]:
-    trained = list(trained)
-    gradients = job.weight_bytes * entries(iter(trained)) * (job.accumulation if job.stage == 2 else 1)
+def _whole(job: Job, trained: Sequence[Parameter]) -> dict[str, int]:
+    gradients = job.weight_bytes * entries(trained) * (job.accumulation if job.stage == 2 else 1)
     return {"gradients": gradients, "weights": job.weight_bytes * flat(job, trained) if job.stage else 0}
 
 
-def _sharded(job: Job, trained: Parameters, widths: Widths) -> dict[str, int]:
-    trained = list(trained)
+def _sharded(job: Job, trained: Sequence[Parameter], widths: Widths) -> dict[str, int]:
     again = list(_read_again(job, job.student_plan, widths, job.objective.student_reads()))
     again += [one for one in trained if one[0] == PER_LAYER] * (job.student_plan.layers - 1)
-    size = entries(iter(trained))
+    size = entries(trained)
     stays = size <= min(job.zero("stage3_max_live_parameters", LIVE), job.zero("stage3_max_reuse_distance", REUSE))
     weights = job.accumulation * gathered(job, trained if stays else [*trained, *again], 1 if stays else 2, job.ranks)
     small = [parameter for parameter in trained if not _is_split(job, parameter[1])]
@@ -52,9 +50,7 @@ def _sharded(job: Job, trained: Parameters, widths: Widths) -> dict[str, int]:
     return {"gradients": gradients // job.ranks, "weights": weights}
 
 
-def _read_again(
-    job: Job, plan: WidthPlan, widths: Widths, reads: Collection[str]
-) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _read_again(job: Job, plan: WidthPlan, widths: Widths, reads: Collection[str]) -> Iterator[Parameter]:
     """What a forward pass reads at several places, once for each but the first: the vocabulary's matrix, where it is
     tied to the embedding or makes logits in parts; it stays whole from part to part where the file lets it."""
     if not {"logits", "predicted"} & set(reads):
@@ -84,9 +80,9 @@ def padded(parameters: Parameters, ranks: int) -> int:
     return sum(-(-math.prod(shape) // ranks) * ranks for _, shape in parameters)
 
 
-def flat(job: Job, trained: Parameters) -> int:
+def flat(job: Job, trained: Sequence[Parameter]) -> int:
     """Entries of ZeRO 1 and 2: matrices and vectors in a row each, filled up to equal parts of an even length."""
-    total, trained = 0, list(trained)
+    total = 0
     for matrices in (True, False):
         count = sum(math.prod(shape) for _, shape in trained if (len(shape) > 1) is matrices)
         total += -(-count // (2 * job.ranks)) * 2 * job.ranks
@@ -96,8 +92,7 @@ def flat(job: Job, trained: Parameters) -> int:
 def _neurons(job: Job, widths: Widths) -> Iterable[int]:
     """Of every group at physical widths."""
     plan = job.student_plan
-    for group, _ in plan.groups().items():
-        yield plan.size(group.partition(".")[0], widths)
+    return (plan.size(group.partition(".")[0], widths) for group in plan.groups())
 
 
 def messages(job: Job) -> int:

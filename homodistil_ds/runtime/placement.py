@@ -28,6 +28,11 @@ PRECISION_KEYS = ("bf16", "bfloat16", "fp16", "torch_autocast")
 Read = Callable[[str, int, int], torch.Tensor]
 
 
+def parts(placement: str, world_size: int, ranks_per_node: int) -> int:
+    """How many ranks hold one teacher together."""
+    return {"replicated": 1, "node": ranks_per_node}.get(placement, world_size)
+
+
 def choose(
     asked: str,
     teacher_bytes: int,
@@ -70,7 +75,7 @@ def explain(
     on_gpu: bool,
 ) -> str:
     """One line for the log: what was chosen, and the sizes behind it."""
-    own = teacher_bytes // {"replicated": 1, "node": ranks_per_node}.get(chosen, world_size)
+    own = teacher_bytes // parts(chosen, world_size, ranks_per_node)
     if chosen == "cpu_offload" and on_gpu:
         own = 0
     sizes = (teacher_bytes, own, student_bytes, available_bytes)

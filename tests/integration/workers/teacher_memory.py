@@ -20,13 +20,7 @@ from homodistil_ds.errors import HomodistilError
 from homodistil_ds.machine import Machine
 from homodistil_ds.methods.placing import placed_teacher
 from homodistil_ds.methods.setting import prepare_setting
-from homodistil_ds.runtime import engine, ranks
-
-
-def peak_bytes() -> int:
-    """Largest resident size since it was last reset."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+from homodistil_ds.runtime import engine, memory, ranks
 
 
 def serve_once(teacher: str, placement: str, corpus: str, out: Path) -> tuple[str, torch.nn.Module]:
@@ -56,15 +50,15 @@ def main() -> None:
     ranks.start()
     _, tiny = serve_once(settings["tiny"], "zero3", settings["corpus"], out / "tiny")
     engine.dispose(tiny)
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
-    before, taken = peak_bytes(), psutil.Process().memory_info().data
+    memory.forget_peak()
+    before, taken = memory.peak_bytes(), psutil.Process().memory_info().data
     resource.setrlimit(resource.RLIMIT_DATA, (taken + settings["limit"], resource.RLIM_INFINITY))
     result: dict[str, Any] = {}
     try:
         result["placement"], _ = serve_once(settings["teacher"], settings["placement"], settings["corpus"], out / "run")
     except (HomodistilError, MemoryError) as error:
         result["error"] = f"{type(error).__name__}: {error}"
-    result["peak"] = peak_bytes() - before
+    result["peak"] = memory.peak_bytes() - before
     (out / f"rank{ranks.rank()}.json").write_text(json.dumps(result), encoding="utf-8")
     if ranks.rank() == 0:
         (out / "result.json").write_text("{}", encoding="utf-8")
