@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from homodistil_ds.config import RunConfig
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.machine import Machine
 from homodistil_ds.methods.start import hold, is_own
-from homodistil_ds.models.forward import Read, Student, recompute_layers
+from homodistil_ds.models.forward import Student, recompute_layers
 from homodistil_ds.runtime import claim, console, ds_config, engine, ranks
 from homodistil_ds.runtime.checkpoint import Checkpoint, newest_name
 from homodistil_ds.runtime.engine import Engine
@@ -47,9 +47,7 @@ class Run:
     def engine_of(self, student: Student, machine: dict[str, Any]) -> Engine:
         config = self.config
         if ds_config.recomputes(machine):
-            sharded = ds_config.zero_stage(machine) == 3
-            check_recomputed(student.reads, sharded)
-            recompute_layers(student.model, reentrant=sharded)
+            recompute_layers(student.model, reentrant=ds_config.zero_stage(machine) == 3)
         return engine.initialize(student, config.optimizer, config.learning_rate, machine, self.monitor.line)
 
     def watchdog(self) -> Watchdog:
@@ -63,17 +61,6 @@ class Run:
         if self.checkpoint is not None:
             guarded.kept = f"The last checkpoint is {self.checkpoint.folder}."
         return guarded
-
-
-def check_recomputed(reads: Collection[Read], sharded: bool) -> None:
-    """Raises HomodistilError for what a layer run once more under ZeRO-3 would hand to the losses without gradients."""
-    lost = sorted({"attention", "queries", "keys", "values"} & set(reads)) if sharded else []
-    if lost:
-        raise HomodistilError(
-            "CFG-RECOMPUTE",
-            f"activation_checkpointing at ZeRO stage 3, and losses that read {', '.join(lost)} inside the layers",
-            "Use stage 1 or 2, leave that block out, or set those losses (--loss.attention, .scores, ...) to 0.",
-        )
 
 
 def train_dtype(machine: dict[str, Any]) -> torch.dtype:

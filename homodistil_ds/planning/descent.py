@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from homodistil_ds.config import RunConfig
-from homodistil_ds.distillation.objective import check_losses
+from homodistil_ds.distillation.attention_maps import in_tiles
+from homodistil_ds.distillation.objective import Objective, check_losses
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.models.depth import layer_map, shallower
 from homodistil_ds.models.families import target_widths
+from homodistil_ds.models.forward import Read
 from homodistil_ds.models.loading import read_plan
 from homodistil_ds.models.width import WidthPlan, Widths
 from homodistil_ds.pruning.family import Member, members_of, scale_of
@@ -53,6 +55,11 @@ def descent_of(config: RunConfig, *machines: dict[str, Any] | None) -> Descent:
     target = members[-1].widths
     pruned = student.init == "teacher" and target != plan.full
     check_losses(config.loss, target, plan.full, pruned, plan.family)
+    tiled = in_tiles(plan.family, config.sequence_length)
+    reads = Objective(config.loss, with_teacher=config.method != "pretrain", tiled=tiled).student_reads()
+    for machine in machines:
+        if machine is not None and ds_config.recomputes(machine):
+            check_recomputed(reads, sharded=ds_config.zero_stage(machine) == 3)
     return Descent(
         plan=plan,
         first_widths=target if student.init == "random" else plan.full,
@@ -71,6 +78,17 @@ def check_stages(plan: WidthPlan, *machines: dict[str, Any] | None) -> None:
             "CFG-STAGE",
             f"ZeRO stage 3 with a {plan.family.model_type}, whose fused matrices are taken apart while they are whole",
             "Use stage 0, 1 or 2.",
+        )
+
+
+def check_recomputed(reads: Collection[Read], sharded: bool) -> None:
+    """Raises HomodistilError for what a layer run once more under ZeRO-3 would hand to the losses without gradients."""
+    lost = sorted({"attention", "queries", "keys", "values"} & set(reads)) if sharded else []
+    if lost:
+        raise HomodistilError(
+            "CFG-RECOMPUTE",
+            f"activation_checkpointing at ZeRO stage 3, and losses that read {', '.join(lost)} inside the layers",
+            "Use stage 1 or 2, leave that block out, or set those losses (--loss.attention, .scores, ...) to 0.",
         )
 
 
