@@ -13,6 +13,7 @@ objective is lowest at the end. It writes quality.md, quality.json and discrepan
 import argparse
 import itertools
 import json
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,8 @@ RATES = (1e-3, 2e-3, 4e-3)
 ON_TASKS = {
     "fine-tuning": ("finetune", 1.0),
     "KD": ("task_kd", 1.0),
-    "KD-twice": ("task_kd", 2.0),
     "MixKD": ("mixkd", 1.0),
+    "KD-twice": ("task_kd", 2.0),
 }
 # One folder is of one comparison: these decide its figures.
 FIXED = ("teacher", "corpus", "data", "steps", "batch", "sequence_length", "held_out_sequences", "rates", "epochs")
@@ -145,30 +146,52 @@ class Bench:
         """MixKD, plain KD, also twice as long, and fine-tuning of the same student, on all examples and on few."""
         if not self.given.data:
             return
-        if 1.0 in self.given.mixkd_shares:
-            self.each(self.given.tasks, lambda task: self.teacher_of(task, 1.0, 0))
-        cells = itertools.product(self.given.tasks, self.given.mixkd_shares, self.given.mixkd_seeds)
-        self.each(cells, lambda cell: self.compare(*cell))
+        cells = list(itertools.product(self.given.mixkd_seeds, self.given.mixkd_shares, self.given.tasks))
+        teachers = {(task, share, teacher_seed(share, seed)) for seed, share, task in cells}
+        self.each(sorted(teachers), lambda cell: self.teach(*cell))
+        # Arms one after the other: what is asked for is there before what it costs most to know.
+        self.each(itertools.product(ON_TASKS, cells), lambda cell: self.compare(cell[0], *cell[1]))
 
-    def compare(self, task: str, share: float, seed: int) -> None:
-        """The arms with one seed; with few examples their teacher has seen no more than these."""
-        teacher = self.teacher_of(task, share, 0 if share == 1.0 else seed)
-        for arm, (preset, times) in ON_TASKS.items():
-            taught = None if preset == "finetune" else teacher
-            folder, student = self.folder / "mixkd" / f"{task}-{share:g}" / arm, self.student(FULL_METHOD)
-            self.cells.learn(folder, student, task, preset, [seed], share, teacher=taught, times=times)
+    def compare(self, arm: str, seed: int, share: float, task: str) -> None:
+        """An arm with one seed; with few examples its teacher has seen no more than these."""
+        preset, times = ON_TASKS[arm]
+        folder, student = self.mixed(task, share) / arm, self.student(FULL_METHOD)
+        if preset == "finetune":
+            self.taken_over(self.cells.place(FULL_METHOD).name, folder, task, share, seed)
+            self.cells.learn(folder, student, task, preset, [seed], share, times=times)
+            return
+        teacher = str(self.mixed(task, share) / "teacher" / f"{task}-{teacher_seed(share, seed)}" / "student")
+        self.cells.learn(folder, student, task, preset, [seed], share, teacher=teacher, times=times)
 
-    def teacher_of(self, task: str, share: float, seed: int) -> str:
-        """The folder of a teacher that has learnt a share of a task's examples."""
-        folder = self.folder / "mixkd" / f"{task}-{share:g}" / "teacher"
+    def teach(self, task: str, share: float, seed: int) -> None:
+        """A teacher that has learnt a share of a task's examples."""
+        folder = self.mixed(task, share) / "teacher"
+        self.taken_over("teacher", folder, task, share, seed)
         self.cells.learn(folder, self.given.teacher, task, "finetune", [seed], share, keep=True)
-        return str(folder / f"{task}-{seed}" / "student")
+
+    def mixed(self, task: str, share: float) -> Path:
+        return self.folder / "mixkd" / f"{task}-{share:g}"
+
+    def taken_over(self, name: str, folder: Path, task: str, share: float, seed: int) -> None:
+        """Fine-tuning that the table of tasks has made already, with the same flags, is not made again."""
+        made, place = self.folder / "glue" / name / f"{task}-{seed}", folder / f"{task}-{seed}"
+        if share == SHARES.get(task, 1.0) and (made / "report.json").exists() and not place.exists():
+            unfinished = self.folder / f"{folder.parent.name}-{folder.name}-{seed}.partial"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(made, unfinished)
+            unfinished.rename(place)
 
     def wanted(self, arms: Sequence[Arm]) -> list[Arm]:
         return [arm for arm in arms if not self.given.only or arm.name in self.given.only]
 
     def each(self, items: Iterable[Item], action: Callable[[Item], object]) -> None:
         side_by_side(self.given.jobs, items, action)
+
+
+def teacher_seed(share: float, seed: int) -> int:
+    """With all examples one teacher is enough for all seeds."""
+    return 0 if share == 1.0 else seed
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ ON_TASKS = {
     "teacher": "teacher",
     "fine-tuning": "fine-tuning",
     "KD": "KD",
-    "KD-twice": "KD, twice the epochs",
     "MixKD": "MixKD",
+    "KD-twice": "KD, twice the epochs",
 }
 OF_MIXKD = (
     f"The student is '{FULL_METHOD}'. Scores on the development sets in hundredths, mean ± standard deviation over "
