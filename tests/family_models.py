@@ -5,11 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from tokenizers import ByteLevelBPETokenizer
-from transformers import AutoConfig, BertTokenizerFast, PreTrainedModel, PreTrainedTokenizerBase, RobertaTokenizerFast
+from tokenizers import ByteLevelBPETokenizer, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import (
+    AutoConfig,
+    BertTokenizerFast,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    RobertaTokenizerFast,
+)
 
 from homodistil_ds.models.families import FAMILIES, legal_shapes, target_widths
 from homodistil_ds.models.fused import put_together, taken_apart
@@ -19,7 +28,7 @@ from homodistil_ds.models.width import WidthPlan, Widths
 SIZES = {
     **{"hidden": 32, "ffn": 64, "heads": 4, "layers": 2, "vocab": 185, "position": 64, "type": 2},
     # Where a family has them: two query heads per group, a head size that is not hidden / heads.
-    **{"embedding": 32, "key_value_heads": 2, "head_size": 6},
+    **{"embedding": 32, "key_value_heads": 2, "head_size": 6, "decoder_layers": 2, "relative": 8},
 }
 RELATIVE = {
     "relative_attention": True,
@@ -39,17 +48,20 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "deberta-v2-relative": ("deberta-v2", RELATIVE | {"share_att_key": True, "norm_rel_ebd": "layer_norm"}),
     "deberta-v2-own-matrices": ("deberta-v2", RELATIVE),
     "opt-unbiased": ("opt", {"enable_bias": False}),
+    "t5-1.1": ("t5", {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
 }
+# ModernBERT's own padding is far behind a tiny vocabulary; published T5 folders say where their decoder begins.
+STATED = {"modernbert": {"pad_token_id": 0}, "t5": {"decoder_start_token_id": 0}}
 MASKED = [name for name, (family, _) in VARIANTS.items() if FAMILIES[family].language_model == "masked"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+T5_SPECIAL, T5_SENTINELS = ["<pad>", "</s>", "<unk>"], [f"<extra_id_{number}>" for number in range(99, -1, -1)]
 ROBERTA_SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 
 def tiny_config(variant: str, sizes: Mapping[str, int] = SIZES) -> Any:
     name, changes = VARIANTS[variant]
     fields = {field: sizes[axis] for axis, field in FAMILIES[name].fields.items()}
-    special = {"pad_token_id": 0} if name == "modernbert" else {}  # its own is far behind a tiny vocabulary
-    return AutoConfig.for_model(name, **(fields | special | changes))
+    return AutoConfig.for_model(name, **(fields | STATED.get(name, {}) | changes))
 
 
 def tiny_model(variant: str, sizes: Mapping[str, int] = SIZES) -> PreTrainedModel:
@@ -64,8 +76,45 @@ def tiny_model(variant: str, sizes: Mapping[str, int] = SIZES) -> PreTrainedMode
     return model.eval()
 
 
+class Plain(NamedTuple):
+    """What a model called as transformers documents it puts out; an encoder's layers come before its decoder's."""
+
+    logits: torch.Tensor
+    hidden_states: tuple[torch.Tensor, ...]
+    attentions: tuple[torch.Tensor, ...]
+
+
+def shown(model: PreTrainedModel, ids: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What the project's forward pass is given of ids [B, L]: a decoder behind an encoder reads them backwards."""
+    return (ids, positions, ids.flip(1)) if model.config.is_encoder_decoder else (ids, positions)
+
+
+def plainly(model: PreTrainedModel, ids: torch.Tensor) -> Plain:
+    """The same, all logits, from the model's own forward pass."""
+    if not model.config.is_encoder_decoder:
+        model.config.use_cache = False
+        own = model(ids, output_hidden_states=True, output_attentions=True)
+        return Plain(own.logits, own.hidden_states, own.attentions)
+    own = model(
+        input_ids=ids,
+        decoder_input_ids=ids.flip(1),
+        use_cache=False,
+        output_hidden_states=True,
+        output_attentions=True,
+    )
+    hidden = (*own.encoder_hidden_states, *own.decoder_hidden_states[1:])
+    return Plain(own.logits, hidden, (*own.encoder_attentions, *own.decoder_attentions))
+
+
 def tokenizer_for(variant: str, words: list[str]) -> PreTrainedTokenizerBase:
-    """RoBERTa's own kind for RoBERTa, with its names of the special tokens; word pieces for all others."""
+    """RoBERTa's own kind for RoBERTa, with its names of the special tokens; words and those of T5 for T5; word pieces
+    for all others."""
+    if VARIANTS[variant][0] == "t5":
+        vocabulary = {word: place for place, word in enumerate([*T5_SPECIAL, *words, *T5_SENTINELS])}
+        own = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+        own.pre_tokenizer = WhitespaceSplit()
+        named = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+        return PreTrainedTokenizerFast(tokenizer_object=own, extra_special_tokens=T5_SENTINELS, **named)
     if VARIANTS[variant][0] != "roberta":
         return BertTokenizerFast(vocab={word: place for place, word in enumerate([*SPECIAL, *words])})
     trained = ByteLevelBPETokenizer()

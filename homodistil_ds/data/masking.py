@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from homodistil_ds.data.draws import mix, of_rows
 from homodistil_ds.data.predicted import Batch, NextTokens, Prediction
+from homodistil_ds.data.spans import spans_for
 from homodistil_ds.errors import HomodistilError
 
 
@@ -47,8 +49,12 @@ def predicted_of(length: int, probability: float) -> int:
 def prediction_for(
     kind: str, tokenizer: PreTrainedTokenizerBase, vocabulary_size: int, probability: float
 ) -> Prediction:
-    """What a masked or a causal language model predicts. Raises HomodistilError as masking_for does."""
-    return NextTokens() if kind == "causal" else masking_for(tokenizer, vocabulary_size, probability)
+    """What a language model of this kind predicts. Raises HomodistilError as masking_for and spans_for do."""
+    if kind == "causal":
+        return NextTokens()
+    if kind == "denoising":
+        return spans_for(tokenizer, probability)
+    return masking_for(tokenizer, vocabulary_size, probability)
 
 
 def masking_for(tokenizer: PreTrainedTokenizerBase, vocabulary_size: int, probability: float) -> Masking:
@@ -84,13 +90,13 @@ def masked_batch(tokens: np.ndarray, indices: np.ndarray, masking: Masking, seed
     inner = ids.shape[1] - 2
     count = masking.count(ids.shape[1])
     is_special, ordinary = _vocabulary(masking)
-    row = _mix(indices.astype(np.uint64)[:, None] ^ _mix(np.full((1, 1), seed % 2**64, np.uint64)))
+    row = of_rows(indices, seed)
     with np.errstate(over="ignore"):
-        rank = _mix(row + np.arange(inner, dtype=np.uint64)) >> np.uint64(1)
+        rank = mix(row + np.arange(inner, dtype=np.uint64)) >> np.uint64(1)
         rank |= is_special[ids[:, 1:-1]].astype(np.uint64) << np.uint64(63)  # specials are drawn last
         chosen = np.argpartition(rank, count - 1, axis=1)[:, :count]
         positions = np.sort(chosen, axis=1) + 1
-        draw = _mix(_mix(row + np.uint64(inner)) + np.arange(2 * count, dtype=np.uint64))
+        draw = mix(mix(row + np.uint64(inner)) + np.arange(2 * count, dtype=np.uint64))
     labels = np.take_along_axis(ids, positions, axis=1)
     action = draw[:, :count] % np.uint64(10)
     replacement = ordinary[draw[:, count:] % np.uint64(len(ordinary))]
@@ -105,12 +111,3 @@ def _vocabulary(masking: Masking) -> tuple[np.ndarray, np.ndarray]:
     is_special = np.zeros(masking.vocabulary_size, bool)
     is_special[list(masking.special_ids)] = True
     return is_special, np.flatnonzero(~is_special)
-
-
-def _mix(counter: np.ndarray) -> np.ndarray:
-    """uint64 -> uint64 of the same shape: splitmix64, a bijection. One hash per cell needs no generator per row."""
-    with np.errstate(over="ignore"):
-        z = counter + np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))

@@ -22,20 +22,25 @@ class Batch:
     """int64 [B, K], what is to be predicted from `positions`."""
     samples: torch.Tensor | None = None
     """int64 [B] on the host: numbers of the rows, of held-out ones below 0, where the teacher is told them."""
+    decoder_ids: torch.Tensor | None = None
+    """int64 [B, K], as a decoder behind an encoder reads them; `positions` are then its own."""
 
     pairs = None  # nothing is mixed
 
     @property
-    def shown(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def shown(self) -> tuple[torch.Tensor, ...]:
         """What the student reads, and the teacher too."""
-        return self.input_ids, self.positions
+        read = self.input_ids, self.positions
+        return read if self.decoder_ids is None else (*read, self.decoder_ids)
 
     @property
     def taught(self) -> tuple[torch.Tensor, ...]:
         return self.shown if self.samples is None else (*self.shown, self.samples)
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(self.input_ids.to(device), self.positions.to(device), self.labels.to(device), self.samples)
+        decoder_ids = None if self.decoder_ids is None else self.decoder_ids.to(device)
+        ids, positions, labels = (part.to(device) for part in (self.input_ids, self.positions, self.labels))
+        return Batch(ids, positions, labels, self.samples, decoder_ids)
 
 
 class Prediction(Protocol):

@@ -6,7 +6,7 @@ B batch, L length, K predicted positions per row, H hidden, V vocabulary.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import nn
@@ -35,22 +35,21 @@ class CachedTeacher(nn.Module):
         self.calls_per_file = calls_per_file
         self.calls = 0
 
-    def forward(
-        self, input_ids: torch.Tensor, positions: torch.Tensor, samples: torch.Tensor, reads: Collection[Read]
-    ) -> Activations:
-        """Logits [B, K, V] or states [B, K, H] at `positions` [B, K] of rows numbered `samples` [B], on the host."""
-        states = self.states(input_ids, positions, samples)
+    def forward(self, *taught: torch.Tensor, reads: Collection[Read]) -> Activations:
+        """Logits [B, K, V] or states [B, K, H] of what a teacher is shown, and behind it the rows' numbers [B]."""
+        *shown, samples = taught
+        states = self.states(shown, samples)
         return Activations(
             logits=self.head(states) if "logits" in reads else None,
             predicted=states if "predicted" in reads else None,
         )
 
-    def states(self, input_ids: torch.Tensor, positions: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
+    def states(self, shown: Sequence[torch.Tensor], samples: torch.Tensor) -> torch.Tensor:
         """[B, K, H] of these rows."""
         rows = samples.numpy()
         if self.body is None or ranks.lowest(True if self.files.lacks(rows) else None) is None:
-            return self.files.read(rows).to(input_ids.device)
-        found = self.body(input_ids, positions, reads=("predicted",)).predicted
+            return self.files.read(rows).to(shown[0].device)
+        found = self.body(*shown, reads=("predicted",)).predicted
         self.files.add(rows, found)
         self.calls += 1
         if self.calls % self.calls_per_file == 0:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from homodistil_ds.evaluation.report import LOADERS, Report, duration_text
 
-PIPELINES = {"masked": "fill-mask", "causal": "text-generation"}  # kind of language model -> what the hub calls it
+# Kind of language model -> what the hub calls it.
+PIPELINES = {"masked": "fill-mask", "causal": "text-generation", "denoising": "text2text-generation"}
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 

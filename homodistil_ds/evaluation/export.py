@@ -134,9 +134,10 @@ def export(source: Source, output_dir: Path, dtype: torch.dtype | None = None, o
     do not fit the format, if a package for ONNX is missing, or if what was saved computes something else.
     """
     dtype = dtype or source.stored
+    model = source.model
     if onnx:
         onnx_export.check_installed()
-    model = source.model
+        onnx_export.check_kind(model)
     inputs = [sample_inputs(model, *shape) for shape in SHAPES]
     rounded = rounded_to(copy.deepcopy(model), dtype)
     _check_finite(rounded, dtype)

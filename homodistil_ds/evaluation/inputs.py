@@ -27,9 +27,17 @@ def sample_inputs(model: PreTrainedModel, batch: int, length: int) -> dict[str, 
         mask[-1, length // 2 :] = 0
         ids[mask == 0] = padding
     inputs = {"input_ids": ids, "attention_mask": mask}
+    inputs |= for_decoder(model, ids)
     takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
     if takes_types and getattr(model.config, "type_vocab_size", 1) > 1:  # RoBERTa has the parameter and one type
         types = torch.zeros_like(ids)
         types[:, length // 2 :] = 1
         inputs["token_type_ids"] = types
     return inputs
+
+
+def for_decoder(model: PreTrainedModel, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What the decoder of a model that has one behind its encoder reads beside ids [B, L]: some of them backwards."""
+    if not model.config.is_encoder_decoder:
+        return {}
+    return {"decoder_input_ids": ids[:, : -(-ids.shape[1] // 2)].flip(1)}

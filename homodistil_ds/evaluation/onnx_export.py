@@ -30,6 +30,17 @@ def check_installed() -> None:
         )
 
 
+def check_kind(model: PreTrainedModel) -> None:
+    """Raises HomodistilError for a model that is not run in one pass."""
+    if model.config.is_encoder_decoder:
+        raise HomodistilError(
+            "CFG-ONNX",
+            f"--onnx with a {model.config.model_type}: whoever generates with it needs a graph of its encoder, another "
+            "of its decoder and one with a cache, which are not made here",
+            "Export without --onnx, then run optimum-cli export onnx on the folder.",
+        )
+
+
 def write_and_prove(
     folder: Path,
     model: PreTrainedModel,

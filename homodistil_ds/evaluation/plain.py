@@ -5,7 +5,8 @@
     python -I plain.py --speed IDS.pt FOLDER...    prints JSON: tokens per second of each folder on IDS, int64 [B, L]
     python -I plain.py --latency FOLDER...         prints JSON: seconds per call of each folder at each batch size
 
-Both times are those of the encoders, without a head, in float32. It imports nothing of this project.
+Both times are those of the encoders, without a head or a decoder behind them, in float32. It imports nothing of this
+project.
 """
 
 import json
@@ -20,6 +21,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     PreTrainedModel,
 )
@@ -30,6 +32,7 @@ CLASSES = {
     "ForMaskedLM": AutoModelForMaskedLM,
     "ForCausalLM": AutoModelForCausalLM,
     "LMHeadModel": AutoModelForCausalLM,
+    "ForConditionalGeneration": AutoModelForSeq2SeqLM,
 }
 LATENCY_LENGTH = 128
 LATENCY_ROUNDS = {1: 21, 32: 5}  # batch size -> rounds that count
@@ -66,7 +69,8 @@ def positions(model: PreTrainedModel) -> int:
     """The longest sequence a model takes; RoBERTa counts its positions from behind the padding id."""
     table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     padding = getattr(table, "padding_idx", None)
-    return int(model.config.max_position_embeddings) - (0 if padding is None else padding + 1)
+    known = getattr(model.config, "max_position_embeddings", sys.maxsize)  # T5 knows distances alone
+    return int(known) - (0 if padding is None else padding + 1)
 
 
 def speeds(models: list[PreTrainedModel], ids: torch.Tensor, rounds: int = 7) -> list[float]:
@@ -95,10 +99,11 @@ def latencies(models: list[PreTrainedModel]) -> dict[str, Any]:
 def seconds_per_call(models: list[PreTrainedModel], ids: torch.Tensor, rounds: int) -> list[float]:
     """Seconds of each encoder on ids [B, L]; the models take turns, the median round counts, the first one does not."""
     seconds: list[list[float]] = [[] for _ in models]
+    bodies = [model.get_encoder() if model.config.is_encoder_decoder else model.base_model for model in models]
     for turn in range(rounds + 1):
-        for model, times in zip(models, seconds, strict=True):
+        for body, times in zip(bodies, seconds, strict=True):
             started = time.perf_counter()
-            model.base_model(ids)
+            body(ids)
             if turn:
                 times.append(time.perf_counter() - started)
     return [statistics.median(times) for times in seconds]

@@ -17,7 +17,11 @@ from homodistil_ds.data.parts import written_whole
 
 NONE = "-"  # a cell without a value
 # Kind of language model -> the class that loads it.
-LOADERS = {"masked": "AutoModelForMaskedLM", "causal": "AutoModelForCausalLM"}
+LOADERS = {
+    "masked": "AutoModelForMaskedLM",
+    "causal": "AutoModelForCausalLM",
+    "denoising": "AutoModelForSeq2SeqLM",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

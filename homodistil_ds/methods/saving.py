@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from homodistil_ds.evaluation import proof
 from homodistil_ds.evaluation.heldout import HeldOut, evaluate
+from homodistil_ds.evaluation.inputs import for_decoder
 from homodistil_ds.evaluation.report import ModelRow
 from homodistil_ds.methods.running import fill
 from homodistil_ds.methods.setting import Setting
@@ -72,8 +73,9 @@ def prove(setting: Setting, student: PreTrainedModel, folder: Path, with_teacher
     most = min(MOST_PROVEN, max(16, MOST_LOGITS // setting.plan.fixed["vocab"]))
     length = min(setting.config.sequence_length, most)
     ids = torch.from_numpy(setting.corpus.held_out[: max(1, most // length)][:, :length].astype("int64"))
+    inputs = {"input_ids": ids, **for_decoder(student, ids)}
     with torch.no_grad():
-        proof.prove(folder, [{"input_ids": ids}], [student(ids).logits], kept)
+        proof.prove(folder, [inputs], [student(**inputs).logits], kept)
     models = [str(folder)]
     if with_teacher and setting.placement == "replicated":
         models.append(folder_of(setting.config.teacher))

@@ -38,8 +38,15 @@ def layer_map(teacher: int, student: int | None, which: str) -> tuple[int, ...]:
 def shallower(plan: WidthPlan, layers: tuple[int, ...]) -> WidthPlan:
     """The table of a model with only these layers of `plan`'s.
 
-    Raises HomodistilError where a layer would take the place of one that is not like it.
+    Raises HomodistilError where a layer would take the place of one that is not like it, and for an encoder with a
+    decoder, which both keep all of theirs.
     """
+    if plan.encoder_layers and len(layers) < plan.layers:
+        raise HomodistilError(
+            "CFG-DEPTH",
+            f"a {plan.family.model_type} of {len(layers)} layers: an encoder and a decoder keep theirs",
+            "Leave --student.num_hidden_layers out.",
+        )
     if not plan.family.layers_alike and layers != tuple(range(len(layers))):
         raise HomodistilError(
             "CFG-DEPTH",
@@ -52,7 +59,8 @@ def shallower(plan: WidthPlan, layers: tuple[int, ...]) -> WidthPlan:
 def outline_of(model: PreTrainedModel, plan: WidthPlan, layers: tuple[int, ...]) -> PreTrainedModel:
     """Names and shapes, on the meta device, of the same model with only these layers."""
     config = copy.deepcopy(model.config)
-    setattr(config, plan.family.fields["layers"], len(layers))
+    if len(layers) < plan.layers:
+        setattr(config, plan.family.fields["layers"], len(layers))
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[layer] for layer in layers]
     with torch.device("meta"):
@@ -67,6 +75,6 @@ def from_layers(read: Read, plan: WidthPlan, layers: tuple[int, ...]) -> Read:
         row, layer = plan.find(name) or (None, None)
         if row is None or layer is None:
             return read(name, start, count)
-        return read(row.pattern.replace("{layer}", str(layers[layer])), start, count)
+        return read(plan.name_in(layers[layer], row), start, count)
 
     return renamed

@@ -20,11 +20,14 @@ from homodistil_ds.models.opt import OPT
 from homodistil_ds.models.qwen2 import QWEN2
 from homodistil_ds.models.qwen3 import QWEN3
 from homodistil_ds.models.roberta import ROBERTA
+from homodistil_ds.models.t5 import T5
 from homodistil_ds.models.width import Axis, Family, Row, WidthPlan, Widths
 
 MASKED = (BERT, ROBERTA, DISTILBERT, ELECTRA, DEBERTA_V2, MODERNBERT)
 CAUSAL = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, OPT, GPT2)
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (*MASKED, *CAUSAL)}
+DENOISING = (T5,)
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (*MASKED, *CAUSAL, *DENOISING)}
+UNLIMITED = 1 << 30  # positions of a model that knows distances alone
 
 
 def plan_for(config: Any) -> WidthPlan:
@@ -45,13 +48,16 @@ def plan_for(config: Any) -> WidthPlan:
     heads = sizes["heads"]
     head_size = sizes.get("head_size") or sizes["hidden"] // heads
     rows = _rows_of(family, config, merged)
-    sizes |= {"head_size": head_size, "position": sizes["position"] + family.positions_before}
+    sizes |= {"head_size": head_size, "position": sizes.get("position", UNLIMITED) + family.positions_before}
     sizes |= {axis: size(config) for axis, size in family.computed.items()}
-    fixed = ("vocab", "position", "type", "head_size", *family.merges, *family.computed)
+    fixed = ("vocab", "position", "type", "relative", "head_size", *family.merges, *family.computed)
+    alike = family.layers_alike and len(set(getattr(config, "layer_types", None) or ())) < 2
+    decoder_layers = sizes.get("decoder_layers", 0)
     return WidthPlan(
-        family=replace(family, rows=rows, layers_alike=len(set(getattr(config, "layer_types", None) or ())) < 2),
+        family=replace(family, rows=rows, layers_alike=alike),
         full=Widths(hidden=sizes["hidden"], ffn=sizes["ffn"], heads=heads, head_size=head_size),
-        layers=sizes["layers"],
+        layers=sizes["layers"] + decoder_layers,
+        encoder_layers=sizes["layers"] if decoder_layers else 0,
         fixed={axis: sizes[axis] for axis in fixed if axis in sizes and axis not in merged},
         positions=sizes["position"]
         - family.positions_before

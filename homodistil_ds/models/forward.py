@@ -44,30 +44,46 @@ class Activations(NamedTuple):
     causal: bool = False
 
 
+class Layers(NamedTuple):
+    """What layers put out: last [B, L, H], hidden: the embedding's output and each layer's, attention: their maps."""
+
+    last: torch.Tensor
+    hidden: tuple[torch.Tensor, ...]
+    attention: tuple[torch.Tensor, ...]
+
+
 def forward(
     model: PreTrainedModel,
     family: Family,
     input_ids: torch.Tensor,
     positions: torch.Tensor,
+    decoder_ids: torch.Tensor | None = None,
+    *,
     reads: Collection[Read],
 ) -> Activations:
-    """Run `model` on input_ids [B, L]; the vocabulary head only at `positions` [B, K]."""
+    """Run `model` on input_ids [B, L]; the vocabulary head only at `positions` [B, K].
+
+    Where there is a decoder after an encoder it reads decoder_ids [B, L'], and its are the positions and last states;
+    hidden states and maps are those of the encoder's layers, then of the decoder's.
+    """
     with attention_inputs(model, family, reads) as seen:
-        remembers = {"use_cache": False} if family.language_model == "causal" else {}
-        outputs = model.base_model(input_ids=input_ids, **remembers, **asked(reads))
+        outputs = _layers(model, family, input_ids, decoder_ids, asked(reads))
     logits = predicted = None
     if "logits" in reads or "predicted" in reads:
-        states = outputs.last_hidden_state
+        states = outputs.last
         rows = torch.arange(states.shape[0], device=states.device)[:, None]
         predicted = states[rows, positions]
+        if is_divided(model, family):
+            hidden_size: Any = model.model_dim
+            predicted = predicted * hidden_size**-0.5
         logits = vocabulary_head(model, family, predicted) if "logits" in reads else None
     return Activations(
         logits=logits,
         predicted=predicted if "predicted" in reads else None,
-        hidden=tuple(outputs.hidden_states[1:]) if "hidden" in reads else (),
-        attention=tuple(outputs.attentions) if "attention" in reads else (),
-        embedding=outputs.hidden_states[0] if "embedding" in reads else None,
-        last=outputs.last_hidden_state if "last" in reads else None,
+        hidden=outputs.hidden[1:] if "hidden" in reads else (),
+        attention=outputs.attention if "attention" in reads else (),
+        embedding=outputs.hidden[0] if "embedding" in reads else None,
+        last=outputs.last if "last" in reads else None,
         queries=tuple(seen.get("queries", ())),
         keys=tuple(seen.get("keys", ())),
         values=tuple(seen.get("values", ())),
@@ -76,11 +92,35 @@ def forward(
     )
 
 
+def _layers(
+    model: PreTrainedModel,
+    family: Family,
+    input_ids: torch.Tensor,
+    decoder_ids: torch.Tensor | None,
+    told: dict[str, bool],
+) -> Layers:
+    if decoder_ids is None:
+        remembers = {"use_cache": False} if family.language_model == "causal" else {}
+        whole = model.base_model(input_ids=input_ids, **remembers, **told)
+        return Layers(whole.last_hidden_state, tuple(whole.hidden_states or ()), tuple(whole.attentions or ()))
+    encoder, decoder = model.get_encoder(), model.get_decoder()
+    first = encoder(input_ids=input_ids, **told)
+    second = decoder(input_ids=decoder_ids, encoder_hidden_states=first.last_hidden_state, use_cache=False, **told)
+    hidden = (*(first.hidden_states or ()), *(second.hidden_states or ())[1:])
+    attention = (*(first.attentions or ()), *(second.attentions or ()))
+    return Layers(second.last_hidden_state, hidden, attention)
+
+
 def vocabulary_head(model: PreTrainedModel, family: Family, states: torch.Tensor) -> torch.Tensor:
     """Logits [..., V] of states [..., H] of the last layer."""
     for path in family.head:
         states = model.get_submodule(path)(states)
     return states
+
+
+def is_divided(model: PreTrainedModel, family: Family) -> bool:
+    """Whether the states that the vocabulary head reads are divided by the root of a hidden size."""
+    return family.divided_head is not None and model.config.scale_decoder_outputs
 
 
 def headed(model: nn.Module, found: Activations) -> Activations:

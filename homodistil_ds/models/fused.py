@@ -1,12 +1,14 @@
 """Models whose matrices lie in one another: taken apart to be pruned, put together to be saved. No table, no training.
 
-GPT-2 keeps its matrices transposed, and queries, keys and values in one; ModernBERT has the latter too.
+GPT-2 keeps its matrices transposed, and queries, keys and values in one; ModernBERT has the latter too. What
+transformers makes from a configuration of T5 1.1 has one matrix for embedding and head, what its weights fill has two.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,16 +27,41 @@ class Apart(nn.ModuleDict):
 
 
 def taken_apart(model: PreTrainedModel, family: Family) -> PreTrainedModel:
-    """The same model, changed in place, with a matrix [out, in] of its own for every row of its table."""
+    """The same model, changed in place, with a matrix [out, in] of its own for every row of its table.
+
+    Where every rank holds a slice of each matrix (ZeRO-3), the new ones are of no particular values: fill them next.
+    """
     if family.fused:
         for name, module in list(model.named_modules()):
             parts = next((parts for end, parts in family.fused.items() if name.endswith(end)), None)
             if isinstance(module, Conv1D) or (parts is not None and isinstance(module, nn.Linear)):
                 model.set_submodule(name, _apart(module, parts or ()))
+    if family.own_head is not None and family.own_head(model.config):
+        _give_head(model)
     return model
 
 
+def _give_head(model: Any) -> None:
+    """A matrix of its own for a vocabulary head that is the embedding's."""
+    head = model.get_output_embeddings()
+    if head.weight is model.get_input_embeddings().weight:
+        sizes = head.in_features, head.out_features
+        own = _linear(head.weight.detach(), None) if _is_whole(head.weight) else _unfilled(*sizes, head)
+        model.set_output_embeddings(own)
+
+
+def _is_whole(weight: torch.Tensor) -> bool:
+    return weight.numel() > 0
+
+
 def _apart(module: nn.Linear | Conv1D, parts: tuple[str, ...]) -> nn.Module:
+    if not _is_whole(module.weight):
+        inputs, outputs = (
+            (module.nx, module.nf) if isinstance(module, Conv1D) else (module.in_features, module.out_features)
+        )
+        if not parts:
+            return _unfilled(inputs, outputs, module)
+        return Apart({part: _unfilled(inputs, outputs // len(parts), module) for part in parts})
     weight = module.weight.detach().t() if isinstance(module, Conv1D) else module.weight.detach()
     bias = None if module.bias is None else module.bias.detach()
     if not parts:
@@ -42,6 +69,11 @@ def _apart(module: nn.Linear | Conv1D, parts: tuple[str, ...]) -> nn.Module:
     biases = (None,) * len(parts) if bias is None else bias.chunk(len(parts))
     pieces = zip(parts, weight.chunk(len(parts)), biases, strict=True)
     return Apart({part: _linear(own, its) for part, own, its in pieces})
+
+
+def _unfilled(inputs: int, outputs: int, like: nn.Linear | Conv1D) -> nn.Linear:
+    """Made as any module is, so that whoever slices modules as they are made slices it too."""
+    return nn.Linear(inputs, outputs, bias=like.bias is not None, dtype=like.weight.dtype)
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:

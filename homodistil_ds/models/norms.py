@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from homodistil_ds.models.width import Dim, WidthPlan
 
@@ -59,13 +60,28 @@ class KeptGemmaRMSNorm(GemmaRMSNorm):
         return torch.zeros_like(states).index_copy(-1, self.kept, normal.to(states.dtype))
 
 
+class KeptT5LayerNorm(T5LayerNorm):
+    """The same of T5's: in float32 up to the gain, whose number format the result has."""
+
+    kept: torch.Tensor | None
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        if self.kept is None:
+            return super().forward(states)
+        gathered, weight = states.index_select(-1, self.kept).float(), self.weight[self.kept]
+        normal = F.rms_norm(gathered, gathered.shape[-1:], eps=self.variance_epsilon)
+        scaled = weight * (normal.to(weight.dtype) if weight.dtype in (torch.float16, torch.bfloat16) else normal)
+        return torch.zeros_like(states, dtype=scaled.dtype).index_copy(-1, self.kept, scaled)
+
+
 KEPT_FORMS: dict[type[nn.Module], type[nn.Module]] = {
     nn.LayerNorm: KeptLayerNorm,
     GemmaRMSNorm: KeptGemmaRMSNorm,
+    T5LayerNorm: KeptT5LayerNorm,
     # Copies of one class.
     **dict.fromkeys((LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm), KeptRMSNorm),
 }
-KEPT = (KeptLayerNorm, KeptRMSNorm, KeptGemmaRMSNorm)
+KEPT = tuple(dict.fromkeys(KEPT_FORMS.values()))
 
 
 def widen(model: nn.Module, plan: WidthPlan) -> None:
@@ -77,7 +93,7 @@ def widen(model: nn.Module, plan: WidthPlan) -> None:
         kept_form = KEPT_FORMS.get(type(module))
         if kept_form is not None and plan.dims(f"{path}.weight") == (Dim("hidden"),):
             module.__class__ = kept_form
-            cast(KeptLayerNorm, module).kept = None
+            cast(Any, module).kept = None
 
 
 def keep(model: nn.Module, kept: torch.Tensor) -> None:
@@ -85,4 +101,4 @@ def keep(model: nn.Module, kept: torch.Tensor) -> None:
     indices = None if bool(kept.all()) else kept.nonzero().flatten()
     for module in model.modules():
         if isinstance(module, KEPT):
-            module.kept = indices
+            cast(Any, module).kept = indices

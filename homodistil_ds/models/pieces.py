@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
@@ -20,7 +20,11 @@ from homodistil_ds.models.families import plan_for
 from homodistil_ds.models.fused import keep_generation, taken_apart
 from homodistil_ds.models.width import Family, LanguageModel
 
-AUTO_CLASSES: dict[LanguageModel, Any] = {"masked": AutoModelForMaskedLM, "causal": AutoModelForCausalLM}
+AUTO_CLASSES: dict[LanguageModel, Any] = {
+    "masked": AutoModelForMaskedLM,
+    "causal": AutoModelForCausalLM,
+    "denoising": AutoModelForSeq2SeqLM,
+}
 LENGTH_BYTES = 8  # a safetensors file: length of the header, header in JSON, tensors
 DTYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool},

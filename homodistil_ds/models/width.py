@@ -11,11 +11,15 @@ from typing import Any, Literal
 # `queries` and `keys` are those of grouped heads: several query heads around one head of keys and values.
 Axis = (
     Literal["vocab", "position", "relative", "type", "embedding", "head_size", "teacher", "classes"]
-    | Literal["hidden", "ffn", "qk", "vo", "queries", "keys"]
+    | Literal["hidden", "ffn", "qk", "vo", "queries", "keys", "heads", "crossing"]
 )
-LanguageModel = Literal["masked", "causal"]
-# The group that each axis of a layer belongs to; a neuron of `heads` is one head of keys and values with its queries.
-LAYER_GROUPS: Mapping[str, str] = {"ffn": "ffn", "qk": "qk", "vo": "vo", "queries": "heads", "keys": "heads"}
+LanguageModel = Literal["masked", "causal", "denoising"]
+# The group that each axis of a layer belongs to; a neuron of `heads` is one head of keys and values with its queries,
+# of `cross` one with which a decoder's layer looks at the encoder.
+LAYER_GROUPS: Mapping[str, str] = {
+    **{"ffn": "ffn", "qk": "qk", "vo": "vo"},
+    **{"queries": "heads", "keys": "heads", "heads": "heads", "crossing": "cross"},
+}
 INTO_HEADS: tuple[Axis, ...] = ("qk", "vo", "queries", "keys")  # what a matrix that makes heads gives
 TRAINED_PREFIX = "model."  # of a parameter inside models.forward.Student
 
@@ -47,7 +51,8 @@ class Row:
 
     `part` says what a count reports the parameter under: embeddings, matrices (of the layers), vectors (their biases
     and norms), head. `when` asks the configuration whether a model has the parameter; without it all models have.
-    Layers before number `since` lack it.
+    Layers before number `since` lack it. `stack` is that of the decoder in a model with an encoder before it; `reads`
+    is what a matrix is multiplied with, which in a decoder's stack may be the encoder's states.
     """
 
     pattern: str
@@ -56,6 +61,8 @@ class Row:
     scored: bool = True
     when: Callable[[Any], bool] | None = None
     since: int = 0
+    stack: Literal["first", "decoder"] = "first"
+    reads: Literal["own", "encoder"] = "own"
 
 
 Asked = Callable[[Any], bool]
@@ -103,6 +110,10 @@ class Family:
     place of any other; the configuration decides. `follows`: further fields that are as large as an axis. `refused`
     says what of a configuration a table cannot hold, "" if it can. `plain_scores`: attention scores are what the query
     and key matrices put out, multiplied, times `scaling`: positions neither turn queries and keys nor are added.
+    `heads_in_common`: all layers of a stack have the same heads, because one table says how each sees distances.
+    `divided_head`: the gain before a vocabulary head whose states are divided by the root of the hidden size, which the
+    model has as model_dim, where the configuration asks for it. `own_head`: whether that head has a matrix of its own
+    although transformers ties it.
     """
 
     model_type: str
@@ -125,6 +136,9 @@ class Family:
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     layers_alike: bool = True
     plain_scores: bool = False
+    heads_in_common: bool = False
+    divided_head: str | None = None
+    own_head: Asked | None = None
     follows: Mapping[str, str] = field(default_factory=dict)
     refused: Callable[[Any], str] | None = None
 
@@ -139,7 +153,8 @@ class Family:
 class WidthPlan:
     """A family's table at one model's sizes: `full` widths, the fixed sizes of the other axes, the number of layers.
 
-    `positions` is the longest sequence; `queries_per_group` query heads share one key and value head.
+    `positions` is the longest sequence; `queries_per_group` query heads share one key and value head. Of the layers
+    the first `encoder_layers` are those of an encoder, and a decoder's follow; without a decoder it is 0.
     """
 
     family: Family
@@ -148,19 +163,35 @@ class WidthPlan:
     fixed: Mapping[str, int]
     positions: int
     queries_per_group: int = 1
+    encoder_layers: int = 0
     _found: dict[str, tuple[Row, int | None] | None] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
     def groups(self) -> dict[str, int]:
         """Name -> number of neurons of every group that pruning may touch, in the one order used everywhere."""
-        kinds = dict.fromkeys(
-            LAYER_GROUPS[axis] for row in self.family.rows for axis in row.axes if axis in LAYER_GROUPS
-        )
         sizes = {"hidden": self.full.hidden}
         for layer in range(self.layers):
-            sizes |= {f"{kind}.{layer}": self.size(kind, self.full) for kind in sorted(kinds)}
+            sizes |= {name: self.size(kind, self.full) for kind, name in sorted(self.groups_of(layer).items())}
         return sizes
+
+    def groups_of(self, layer: int) -> dict[str, str]:
+        """Kind -> name of the groups of a layer; what layers have in common is called after the first of them."""
+        rows = (row for row in self.family.rows if "{layer}" in row.pattern and layer in self.layers_of(row))
+        kinds = dict.fromkeys(LAYER_GROUPS[axis] for row in rows for axis in row.axes if axis in LAYER_GROUPS)
+        return {kind: self.group(kind, layer) for kind in kinds}
+
+    def group(self, kind: str, layer: int) -> str:
+        """The name of a layer's group of this kind."""
+        if kind == "heads" and self.family.heads_in_common:
+            layer = self.encoder_layers if layer >= self.encoder_layers else 0
+        return f"{kind}.{layer}"
+
+    def layers_of(self, row: Row) -> range:
+        """The layers that have a row of this pattern, counted over both stacks."""
+        if row.stack == "decoder":
+            return range(self.encoder_layers, self.layers)
+        return range(row.since, self.encoder_layers or self.layers)
 
     def size(self, axis: str, widths: Widths) -> int:
         """Entries along an axis at the given widths, or neurons of the group `heads`."""
@@ -168,10 +199,10 @@ class WidthPlan:
             return getattr(widths, axis)
         if axis in ("qk", "vo"):
             return widths.heads * widths.head_size
-        if axis in ("heads", "keys", "queries"):
+        if axis in ("heads", "cross", "crossing", "keys", "queries"):
             groups = -(-widths.heads // self.queries_per_group)  # a head that stays keeps its group
-            per_group = {"heads": 1, "keys": widths.head_size, "queries": self.queries_per_group * widths.head_size}
-            return groups * per_group[axis]
+            per_group = {"heads": 1, "cross": 1, "queries": self.queries_per_group * widths.head_size}
+            return groups * per_group.get(axis, widths.head_size)
         return self.fixed[axis]
 
     def config_values(self, widths: Widths) -> dict[str, int]:
@@ -196,8 +227,12 @@ class WidthPlan:
             for row in (*self.family.rows, *PROJECTIONS):
                 match = _regex(row.pattern).fullmatch(own)
                 if match:
-                    return row, int(match[1]) if match.groups() else None
+                    return row, int(match[1]) + self._before(row) if match.groups() else None
         return None
+
+    def _before(self, row: Row) -> int:
+        """Layers of the stack before the row's."""
+        return self.encoder_layers if row.stack == "decoder" else 0
 
     def dims(self, name: str) -> tuple[Dim | None, ...]:
         """What runs along each dimension of a parameter, None where a dimension is never cut by pruning.
@@ -208,15 +243,19 @@ class WidthPlan:
         if found is None:
             raise KeyError(f"{name} is not in the width table of {self.family.model_type}")
         row, layer = found
-        return tuple(self._dim(axis, layer) for axis in row.axes)
+        return tuple(self._dim(axis, self._before(row) if layer is None else layer) for axis in row.axes)
 
-    def _dim(self, axis: str, layer: int | None) -> Dim | None:
+    def _dim(self, axis: str, layer: int) -> Dim | None:
         if axis == "hidden":
             return Dim("hidden")
         if axis not in LAYER_GROUPS:
             return None
         kind = LAYER_GROUPS[axis]
-        return Dim(f"{kind}.{layer}", self.size(axis, self.full) // self.size(kind, self.full))
+        return Dim(self.group(kind, layer), self.size(axis, self.full) // self.size(kind, self.full))
+
+    def name_in(self, layer: int, row: Row) -> str:
+        """The parameter of a row in a layer."""
+        return row.pattern.replace("{layer}", str(layer - self._before(row)))
 
     def scored(self, name: str) -> bool:
         found = self.find(name)
@@ -226,8 +265,7 @@ class WidthPlan:
         """Every parameter name of the architecture with its row."""
         for row in self.family.rows:
             if "{layer}" in row.pattern:
-                layers = range(row.since, self.layers)
-                yield from ((row.pattern.replace("{layer}", str(layer)), row) for layer in layers)
+                yield from ((self.name_in(layer, row), row) for layer in self.layers_of(row))
             else:
                 yield row.pattern, row
 

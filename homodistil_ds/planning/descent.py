@@ -51,7 +51,6 @@ def descent_of(config: RunConfig, *machines: dict[str, Any] | None) -> Descent:
     schedule = schedule_of(config, plan, members)
     check_length(config, plan)
     layers = layer_map(plan.layers, student.num_hidden_layers, student.layers)
-    check_stages(plan, *machines)
     target = members[-1].widths
     pruned = student.init == "teacher" and target != plan.full
     check_losses(config.loss, target, plan.full, pruned, plan.family)
@@ -68,17 +67,6 @@ def descent_of(config: RunConfig, *machines: dict[str, Any] | None) -> Descent:
         layer_map=layers,
         student_plan=shallower(plan, layers),
     )
-
-
-def check_stages(plan: WidthPlan, *machines: dict[str, Any] | None) -> None:
-    """Raises HomodistilError for ZeRO-3 with matrices that have to be taken apart while they are whole."""
-    stages = [ds_config.zero_stage(machine) for machine in machines if machine is not None]
-    if plan.family.fused and 3 in stages:
-        raise HomodistilError(
-            "CFG-STAGE",
-            f"ZeRO stage 3 with a {plan.family.model_type}, whose fused matrices are taken apart while they are whole",
-            "Use stage 0, 1 or 2.",
-        )
 
 
 def check_recomputed(reads: Collection[Read], sharded: bool) -> None:

@@ -13,6 +13,7 @@ import torch
 from homodistil_ds.config import RunConfig
 from homodistil_ds.data.masking import predicted_of
 from homodistil_ds.data.predicted import NextTokens
+from homodistil_ds.data.spans import said_of
 from homodistil_ds.distillation.attention_maps import in_tiles
 from homodistil_ds.distillation.objective import Objective
 from homodistil_ds.distillation.vocabulary import parted_by, rows_at_once
@@ -115,6 +116,8 @@ class Job:
         length = self.config.sequence_length
         if self.plan.family.language_model == "causal":
             return NextTokens().share(length)
+        if self.plan.family.language_model == "denoising":
+            return said_of(length, self.config.mask_probability) / length
         return predicted_of(length, self.config.mask_probability) / length
 
     @property

@@ -136,7 +136,7 @@ def _choices(job: Job) -> Iterator[Choice]:
     if job.with_teacher and job.ranks > 1:
         placements = ("replicated", "node", "zero3") if job.nodes > 1 else ("replicated", "zero3")
     if job.plan.family.fused:
-        stages, placements = [stage for stage in stages if stage < 3], ("replicated",)
+        placements = ("replicated",)
     found = [_choice(job, stage, placement) for stage in stages for placement in placements]
     yield from sorted(found, key=lambda choice: (not choice.fits, choice.hours if choice.fits else choice.peak))
 

@@ -41,7 +41,8 @@ def pace(job: Job, widths: Widths, scored: bool) -> Pace:
     device = job.device
     reached = 1.0 if device.keeps_freed else REACHED  # a CPU's rate is measured, not the data sheet's
     tokens = job.tokens * job.accumulation
-    again = body_flops(job.student_plan, widths, job.config.sequence_length) * ds_config.recomputes(job.machine)
+    body = body_flops(job.student_plan, widths, job.config.sequence_length, job.predicted_share)
+    again = body * ds_config.recomputes(job.machine)
     products = tokens * (job.flops(widths) + again) / device.product
     moved = tokens * _moved(job, widths) + ADAM_BYTES * entries(job.trained(widths)) / job.ranks
     computing = (products + moved / device.bandwidth) / reached
@@ -62,7 +63,9 @@ def useful_flops(job: Job, widths: Widths) -> float:
     """Per token: the teacher's forward pass, the student's forward and backward, heads where logits are read."""
     length, share = job.config.sequence_length, job.predicted_share
     models = [(job.student_plan, widths, 3)] + [(job.plan, job.plan.full, 1)] * job.with_teacher
-    return sum(times * (body_flops(plan, own, length) + share * head_flops(plan, own)) for plan, own, times in models)
+    return sum(
+        times * (body_flops(plan, own, length, share) + share * head_flops(plan, own)) for plan, own, times in models
+    )
 
 
 def _moved(job: Job, widths: Widths) -> float:

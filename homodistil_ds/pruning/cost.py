@@ -9,6 +9,7 @@ in tiles, 8 L d + 4 L d' FLOPs per token and layer for heads of d and d' neurons
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 
 from homodistil_ds.models.width import WidthPlan, Widths, count
@@ -66,13 +67,13 @@ def step_parts(
         its = teacher_plan or plan
         teacher_share = predicted_share * _speaks(teacher_reads)
         heads = 2 * FORWARD if "predicted" in teacher_reads else FORWARD
-        teacher = FORWARD * body_flops(its, its.full, sequence_length)
+        teacher = FORWARD * body_flops(its, its.full, sequence_length, predicted_share)
         teacher += heads * teacher_share * head_flops(its, its.full)
     return {
         "teacher": teacher,
-        "body": FORWARD_AND_BACKWARD * body_flops(plan, student, sequence_length),
+        "body": FORWARD_AND_BACKWARD * body_flops(plan, student, sequence_length, predicted_share),
         "head": (FORWARD_AND_BACKWARD + ("predicted" in reads)) * head_share * head_flops(plan, student),
-        "projections": FORWARD_AND_BACKWARD * projection_flops(plan, student, reads),
+        "projections": FORWARD_AND_BACKWARD * projection_flops(plan, student, reads, sequence_length, predicted_share),
     }
 
 
@@ -81,10 +82,30 @@ def _speaks(reads: Collection[str]) -> bool:
     return "logits" in reads or "predicted" in reads
 
 
-def body_flops(plan: WidthPlan, widths: Widths, sequence_length: int) -> float:
-    """FLOPs per token of a forward pass through the layers; every token attends to all of its sequence."""
-    attention = 4 * sequence_length * widths.heads * widths.head_size
-    return 2 * count(plan, widths).matrices + plan.layers * attention
+def body_flops(plan: WidthPlan, widths: Widths, sequence_length: int, predicted_share: float) -> float:
+    """FLOPs per token of a forward pass through the layers; every token attends to all of its sequence, and in a
+    decoder's layer to all that the encoder reads."""
+    attention = 4 * widths.heads * widths.head_size
+    if not plan.encoder_layers:
+        return 2 * count(plan, widths).matrices + plan.layers * attention * sequence_length
+    read, said = read_and_said(sequence_length, predicted_share)
+    matrices = 0.0
+    for _, row in plan.parameters():
+        if row.part == "matrices":
+            entries = math.prod(plan.size(axis, widths) for axis in row.axes)
+            matrices += entries * (read if row.stack == "first" or row.reads == "encoder" else said)
+    decoder_layers = plan.layers - plan.encoder_layers
+    pairs = plan.encoder_layers * read**2 + decoder_layers * said * (said + read)
+    return 2 * matrices + attention * sequence_length * pairs
+
+
+def read_and_said(sequence_length: int, predicted_share: float) -> tuple[float, float]:
+    """What encoder and decoder read of a row with spans taken out (data/spans.py), in shares of its tokens.
+
+    The decoder reads K ids, the predicted ones, and the encoder about L - (K - 1) / 2 + 1: a span of three is one
+    sentinel there and four ids here.
+    """
+    return 1 - predicted_share / 2 + 1.5 / sequence_length, predicted_share
 
 
 def head_flops(plan: WidthPlan, widths: Widths) -> float:
@@ -99,7 +120,12 @@ def head_flops(plan: WidthPlan, widths: Widths) -> float:
     return 2 * entries
 
 
-def projection_flops(plan: WidthPlan, widths: Widths, reads: Collection[str]) -> float:
+def projection_flops(
+    plan: WidthPlan, widths: Widths, reads: Collection[str], sequence_length: int, predicted_share: float
+) -> float:
     """FLOPs per token of a forward pass of the student's states, layers' and embedding's, up to the teacher's width."""
-    states = plan.layers * ("hidden" in reads) + ("embedding" in reads)
+    read, said = read_and_said(sequence_length, predicted_share) if plan.encoder_layers else (1.0, 1.0)
+    encoder_layers = plan.encoder_layers or plan.layers
+    states = ("hidden" in reads) * (encoder_layers * read + (plan.layers - encoder_layers) * said)
+    states += ("embedding" in reads) * read
     return 2 * states * plan.full.hidden * widths.hidden

@@ -122,11 +122,11 @@ def choose(
     """
     chosen = {"hidden": top(values["hidden"], among["hidden"], widths.hidden)}
     for layer in range(plan.layers):
-        ffn, heads = f"ffn.{layer}", f"heads.{layer}"
-        chosen[ffn] = top(values[ffn], among[ffn], widths.ffn)
-        if heads in among:
-            chosen[heads] = top(values[heads], among[heads], plan.size("heads", widths))
-        else:
+        groups = plan.groups_of(layer)
+        for kind, name in groups.items():
+            if kind in ("ffn", "heads", "cross"):
+                chosen[name] = top(values[name], among[name], plan.size(kind, widths))
+        if "heads" not in groups:
             chosen |= _choose_in_heads(plan, values, among, widths, layer)
     return {group: chosen[group] for group in among}
 
@@ -174,8 +174,8 @@ def zero_run(
 
 def heads_in(plan: WidthPlan, neurons: Mapping[str, torch.Tensor], layer: int) -> torch.Tensor:
     """Query heads of the teacher with any neuron left: bool [A]."""
-    if f"heads.{layer}" in neurons:
-        return neurons[f"heads.{layer}"].repeat_interleave(plan.queries_per_group)
+    if (heads := plan.group("heads", layer)) in neurons:
+        return neurons[heads].repeat_interleave(plan.queries_per_group)
     return neurons[f"qk.{layer}"].view(-1, plan.full.head_size).any(1)
 
 

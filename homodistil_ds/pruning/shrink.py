@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from homodistil_ds.models import norms
+from homodistil_ds.models.forward import is_divided
 from homodistil_ds.models.loading import empty_model
 from homodistil_ds.models.width import Dim, Family, WidthPlan, Widths
 from homodistil_ds.runtime.shards import runs
@@ -106,6 +107,8 @@ def export(model: PreTrainedModel, plan: WidthPlan, widths: Widths, kept: Kept) 
                 parameter.mul_(factor)
         if plan.family.scaled_embedding is not None:
             _fold_embedding_scale(small, plan.family, math.sqrt(plan.full.hidden / widths.hidden))
+        if is_divided(small, plan.family):
+            small.get_parameter(str(plan.family.divided_head)).mul_(math.sqrt(widths.hidden / plan.full.hidden))
     set_scales(small, plan, widths)
     return small.eval()
 
@@ -120,8 +123,11 @@ def _fold_embedding_scale(small: PreTrainedModel, family: Family, factor: float)
 
 
 def set_scales(model: PreTrainedModel, plan: WidthPlan, widths: Widths) -> None:
-    """Make every attention layer divide its scores by the root of these widths' head size, and an embedding that is
-    scaled by the root of the hidden size scale by theirs."""
+    """Make every attention layer divide its scores by the root of these widths' head size, and what is multiplied or
+    divided by the root of the hidden size so by theirs: an embedding's output, a vocabulary head's input."""
+    if is_divided(model, plan.family):
+        whole: Any = model
+        whole.model_dim = widths.hidden
     if plan.family.attention is not None:
         for name, module in model.named_modules():
             if name.endswith(plan.family.attention):

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from family_models import VARIANTS, tiny_model
+from family_models import VARIANTS, shown, tiny_model
 from torch import nn
+from transformers import PreTrainedModel
 
 from homodistil_ds.distillation.cached_teacher import CachedTeacher, vocabulary_head_of
 from homodistil_ds.distillation.state_files import StateFiles
@@ -32,9 +33,9 @@ class Counted(nn.Module):
         return self.body(*shown, **told)
 
 
-def shown(samples: range) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def taught(model: PreTrainedModel, samples: range) -> tuple[torch.Tensor, ...]:
     ids = torch.randint(5, 185, (100, 10), generator=torch.Generator().manual_seed(0))
-    return ids[list(samples)], POSITIONS[: len(samples)], torch.tensor(samples)
+    return *shown(model, ids[list(samples)], POSITIONS[: len(samples)]), torch.tensor(samples)
 
 
 @torch.no_grad()
@@ -47,7 +48,7 @@ def test_states_and_a_head_of_its_own_make_the_logits_of_every_family(variant: s
     teacher = Counted(Teacher(model, family, {"logits"}))
     files = StateFiles(tmp_path, "key", (2, 32), torch.float32)
     cached = CachedTeacher(files, head, teacher, calls_per_file=1)
-    *plain, samples = shown(range(3))
+    *plain, samples = taught(model, range(3))
     logits = teacher.body(*plain, reads={"logits"}).logits
     for _ in range(2):
         assert torch.equal(cached(*plain, samples, reads={"logits"}).logits, logits)
@@ -71,7 +72,7 @@ def test_a_body_runs_where_one_row_is_lacking_and_files_hold_several_calls(tmp_p
     cached = CachedTeacher(files, head, body, calls_per_file=2)
 
     def ask(samples: range) -> None:
-        cached(*shown(samples), reads={"logits"})
+        cached(*taught(model, samples), reads={"logits"})
 
     ask(range(2))
     ask(range(2))  # a step that is done again
@@ -82,5 +83,6 @@ def test_a_body_runs_where_one_row_is_lacking_and_files_hold_several_calls(tmp_p
     cached.keep()
     assert (body.calls, len(files.names()), files.held(0, 9)) == (3, 2, 7)
     reader = CachedTeacher(files, head, None, 1)
-    alone = reader.states(*shown(range(3, 6)))
+    *plain, samples = taught(model, range(3, 6))
+    alone = reader.states(plain, samples)
     assert torch.equal(alone, files.read(np.arange(3, 6)))

@@ -14,7 +14,8 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from homodistil_ds.models.families import plan_for
 from integration.conftest import succeeded
-from integration.processes import TRAIN, run
+from integration.processes import TRAIN, run, work
+from integration.test_resume import alike, config, machine, step
 
 
 @pytest.mark.parametrize("variant", ["roberta", "distilbert", "electra-narrow", "modernbert"])
@@ -38,3 +39,16 @@ def test_the_command_leaves_a_student_that_transformers_loads(
     ids = AutoTokenizer.from_pretrained(run_dir / "student")("ban bas dot", return_tensors="pt")["input_ids"]
     assert torch.isfinite(student(ids).logits).all()
     assert json.loads((run_dir / "report.json").read_text(encoding="utf-8"))["steps"] == 10
+
+
+@pytest.mark.parametrize("variant", ["gpt2", "modernbert"])
+def test_matrices_that_were_taken_apart_are_sharded_and_cut_like_others(
+    variant: str, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    """Stage 3 comes last: it changes torch's linear for good, by a bit in the last place."""
+    values = config(save_teacher(variant, WORDS, tmp_path / "teacher"), tiny_corpus)
+    resumed = {"machine": machine(3), "resume": step(tmp_path / "out", "3", 6)}
+    cases = {"2": {"machine": machine(2)}, "3": {"machine": machine(3)}, "resumed": resumed}
+    found = work(2, "resume", tmp_path / "out", config=values, cases=cases)
+    alike(found["3"], found["2"])
+    assert found["resumed"] == found["3"]

@@ -64,7 +64,7 @@ def dense_scores(folder: Path, weights: Mapping[str, torch.Tensor], batch: dict[
     with torch.no_grad():
         for name, parameter in student.named_parameters():
             parameter.copy_(weights[name])
-        shown = forward(teacher.double(), plan.family, batch["input_ids"], batch["positions"], READS)
+        shown = forward(teacher.double(), plan.family, batch["input_ids"], batch["positions"], reads=READS)
     objective(student(batch["input_ids"], batch["positions"]), shown, batch["labels"]).backward()
     sums = {group: torch.zeros(size, dtype=torch.float64) for group, size in plan.groups().items()}
     for name, parameter in student.named_parameters():

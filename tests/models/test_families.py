@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from family_models import SIZES, VARIANTS, tiny_config
+from family_models import SIZES, VARIANTS, plainly, tiny_config
 from huggingface_hub.errors import StrictDataclassError
 from transformers import BertConfig, BloomConfig, LlamaConfig, PreTrainedConfig, RobertaConfig
 from transformers.initialization import no_init_weights
@@ -60,7 +60,7 @@ def held(plan: WidthPlan, config: PreTrainedConfig, widths: Widths) -> bool:
         with no_init_weights(), torch.no_grad():
             model = AUTO_CLASSES[plan.family.language_model].from_config(config)
             model.tie_weights()
-            model(torch.tensor([[5, 6]]))
+            plainly(model, torch.tensor([[5, 6]]))
             taken_apart(model, plan.family)
     except (StrictDataclassError, ValueError, RuntimeError, ArithmeticError):
         return False
@@ -88,6 +88,8 @@ def test_legal_shapes_are_exactly_those_that_transformers_holds_and_the_teacher_
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_an_illegal_shape_is_refused_with_legal_ones_whatever_the_family(variant: str) -> None:
     plan = plan_for(tiny_config(variant))
+    if (13, 3) in legal_shapes(plan):
+        pytest.skip("it holds every shape")
     with pytest.raises(HomodistilError) as caught:
         target_widths(plan, 13, None, 3)
     assert caught.value.error_id == "CFG-WIDTH"

@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 import torch
-from family_models import VARIANTS, tiny_model
+from family_models import VARIANTS, plainly, shown, tiny_model
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -37,9 +37,8 @@ POSITIONS = torch.tensor([[1, 4], [0, 9], [5, 6]])
 def test_activations_are_those_of_the_plain_model_and_logits_those_at_the_positions(
     model: PreTrainedModel, plan: WidthPlan, ids: torch.Tensor
 ) -> None:
-    model.config.use_cache = False
-    plain = model(ids, output_hidden_states=True, output_attentions=True)
-    own = forward(model, plan.family, ids, POSITIONS, ALL)
+    plain = plainly(model, ids)
+    own = forward(model, plan.family, *shown(model, ids, POSITIONS), reads=ALL)
     assert own.logits is not None
     for row, places in enumerate(POSITIONS):
         torch.testing.assert_close(own.logits[row], plain.logits[row, places], atol=1e-5, rtol=1e-5)
@@ -51,7 +50,7 @@ def test_activations_are_those_of_the_plain_model_and_logits_those_at_the_positi
         assert torch.equal(mine, theirs)
 
 
-@pytest.mark.parametrize("variant", ["bert", "llama", "opt"])
+@pytest.mark.parametrize("variant", ["bert", "llama", "opt", "t5"])
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_recomputed_layers_run_twice_and_give_the_same_gradients(
     variant: str, reentrant: bool, ids: torch.Tensor
@@ -68,7 +67,7 @@ def test_recomputed_layers_run_twice_and_give_the_same_gradients(
         watched = next(module for name, module in own.named_modules() if name.endswith(queries))
         watched.register_forward_hook(lambda *_, counted=counted: counted.append(1))
         torch.manual_seed(0)
-        found = student(ids, POSITIONS)
+        found = student(*shown(own, ids, POSITIONS))
         states = (found.logits, *found.hidden, *found.attention, *found.queries)
         torch.stack([state.square().mean() for state in states if state is not None]).sum().backward()
         gradients.append({name: p.grad for name, p in own.named_parameters() if p.grad is not None})
@@ -83,11 +82,11 @@ def test_recomputed_layers_run_twice_and_give_the_same_gradients(
 def test_a_part_that_nobody_reads_is_empty(
     model: PreTrainedModel, plan: WidthPlan, ids: torch.Tensor, read: Read
 ) -> None:
-    own = forward(model, plan.family, ids, POSITIONS, (read,))
+    own = forward(model, plan.family, *shown(model, ids, POSITIONS), reads=(read,))
     for part in ALL:
         value = getattr(own, part)
         assert (value is not None and len(value) > 0) == (part == read)
-    assert forward(model, plan.family, ids, POSITIONS, ()) == Activations()
+    assert forward(model, plan.family, *shown(model, ids, POSITIONS), reads=()) == Activations()
 
 
 @torch.no_grad()
@@ -100,9 +99,9 @@ def test_the_vocabulary_head_runs_at_the_positions_only(
         seen.append(inputs[0].shape)
 
     hook = model.get_submodule(plan.family.head[0]).register_forward_pre_hook(record)
-    forward(model, plan.family, ids, POSITIONS, ("hidden", "attention", "embedding"))
+    forward(model, plan.family, *shown(model, ids, POSITIONS), reads=("hidden", "attention", "embedding"))
     assert seen == []
-    forward(model, plan.family, ids, POSITIONS, ALL)
+    forward(model, plan.family, *shown(model, ids, POSITIONS), reads=ALL)
     hook.remove()
     assert seen == [(*POSITIONS.shape, plan.full.hidden)]
 
@@ -111,12 +110,12 @@ def test_the_vocabulary_head_runs_at_the_positions_only(
 def test_a_student_at_step_0_lifts_its_states_by_the_exact_identity(
     model: PreTrainedModel, plan: WidthPlan, ids: torch.Tensor
 ) -> None:
-    plain = forward(model, plan.family, ids, POSITIONS, ALL)
-    own = Student(model, plan.family, ALL, teacher_hidden=plan.full.hidden)(ids, POSITIONS)
+    plain = forward(model, plan.family, *shown(model, ids, POSITIONS), reads=ALL)
+    own = Student(model, plan.family, ALL, teacher_hidden=plan.full.hidden)(*shown(model, ids, POSITIONS))
     assert plain.embedding is not None
     for mine, theirs in zip((own.embedding, *own.hidden), (plain.embedding, *plain.hidden), strict=True):
         assert torch.equal(mine, theirs)
-    wider = Student(model, plan.family, ALL, teacher_hidden=plan.full.hidden + 7)(ids, POSITIONS)
+    wider = Student(model, plan.family, ALL, teacher_hidden=plan.full.hidden + 7)(*shown(model, ids, POSITIONS))
     assert torch.equal(wider.embedding[..., :-7], plain.embedding)
     assert not wider.embedding[..., -7:].any()
 
@@ -128,7 +127,10 @@ def test_without_the_teachers_width_a_student_is_its_model_alone(
     """Nothing that could be trained lies between its states and those that they are compared with."""
     student = Student(model, plan.family, ALL, teacher_hidden=None)
     assert {name for name, _ in student.named_parameters()} == {f"model.{name}" for name, _ in model.named_parameters()}
-    plain, own = forward(model, plan.family, ids, POSITIONS, ALL), student(ids, POSITIONS)
+    plain, own = (
+        forward(model, plan.family, *shown(model, ids, POSITIONS), reads=ALL),
+        student(*shown(model, ids, POSITIONS)),
+    )
     assert plain.embedding is not None
     for mine, theirs in zip((own.embedding, *own.hidden), (plain.embedding, *plain.hidden), strict=True):
         assert torch.equal(mine, theirs)
@@ -140,6 +142,6 @@ def test_a_student_has_projections_only_for_what_is_read_and_asks_for_less_in_an
 ) -> None:
     student = Student(model, plan.family, ("logits", "hidden"), teacher_hidden=plan.full.hidden)
     assert list(student.projections) == ["hidden"]
-    only_logits = student(ids, POSITIONS, reads=("logits",))
+    only_logits = student(*shown(model, ids, POSITIONS), reads=("logits",))
     assert only_logits.logits is not None
     assert only_logits.hidden == ()

@@ -1,10 +1,12 @@
 """The cost of a step: against the products that torch counts in a real step, and known figures of BERT-base."""
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
+from homodistil_ds.data.spans import Spans
 from homodistil_ds.models.families import plan_for
 from homodistil_ds.models.forward import Student, forward
 from homodistil_ds.models.width import WidthPlan, Widths
@@ -64,7 +66,7 @@ def test_a_step_costs_the_products_that_torch_counts_in_it(reads: tuple[str, ...
     with counter:
         if with_teacher:
             with torch.no_grad():
-                forward(teacher, plan.family, words, positions, ("logits",))
+                forward(teacher, plan.family, words, positions, reads=("logits",))
         own = student(words, positions)
         read = [own.logits, own.embedding, *own.hidden]
         torch.stack([state.sum() for state in read if state is not None]).sum().backward()
@@ -89,4 +91,30 @@ def test_what_no_loss_reads_costs_nothing() -> None:
 
     assert cost(("attention",))["head"] == cost(("attention",))["projections"] == 0
     assert cost(("attention",))["teacher"] < cost(("logits",))["teacher"]
-    assert projection_flops(plan, plan.full, ("hidden",)) == 12 * projection_flops(plan, plan.full, ("embedding",))
+    hidden, embedding = (projection_flops(plan, plan.full, (read,), 128, 0.15) for read in ("hidden", "embedding"))
+    assert hidden == 12 * embedding
+
+
+@pytest.mark.parametrize("length", [128, 510])
+def test_an_encoder_and_a_decoder_cost_what_torch_counts_to_a_hundredth(length: int) -> None:
+    """What each of them reads of a row is rounded to whole spans."""
+    sizes = {"d_model": 24, "d_kv": 6, "d_ff": 40, "num_heads": 4, "num_layers": 3, "num_decoder_layers": 2}
+    model = T5ForConditionalGeneration(T5Config(vocab_size=200, **sizes))
+    plan, spans = plan_for(model.config), Spans(tuple(range(100, 200)), 1, 0, 0.15)
+    student = Student(model, plan.family, ("logits", "hidden"), teacher_hidden=24)
+    model.set_attn_implementation("eager")
+    batch = spans.batch(np.full((2, length), 7), np.arange(2), 0)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        own = student(*batch.shown)
+        assert own.logits is not None
+        (own.logits.sum() + torch.stack([state.sum() for state in own.hidden]).sum()).backward()
+    flops = step_flops(
+        plan,
+        plan.full,
+        sequence_length=length,
+        predicted_share=spans.share(length),
+        reads=("logits", "hidden"),
+        teacher_reads=None,
+    )
+    assert 2 * length * flops == pytest.approx(counter.get_total_flops(), rel=0.01)
