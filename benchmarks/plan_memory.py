@@ -22,7 +22,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from homodistil_ds.models.loading import folder_of
 
@@ -77,6 +88,7 @@ LARGE = Case(
 CASES = (
     *(Case(model="bert", stage=stage, ranks=ranks) for stage in range(4) for ranks in (1, 2)),
     Case(model="bert-long", stage=2, ranks=1, micro_batch=4, sequence_length=256),
+    Case(model="t5", stage=2, ranks=1),
     *(Case(model="llama", stage=stage, ranks=ranks) for stage, ranks in ((1, 2), (2, 1), (3, 2))),
 )
 
@@ -88,6 +100,11 @@ def bert(vocabulary: int) -> BertForMaskedLM:
 def llama(vocabulary: int) -> LlamaForCausalLM:
     sizes = {"hidden_size": 768, "intermediate_size": 2048, "num_attention_heads": 12, "num_hidden_layers": 8}
     return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, tie_word_embeddings=False, **sizes))
+
+
+def t5(vocabulary: int) -> T5ForConditionalGeneration:
+    sizes = {"d_model": 768, "d_ff": 2048, "num_heads": 12, "num_layers": 4}
+    return T5ForConditionalGeneration(T5Config(vocab_size=vocabulary, decoder_start_token_id=0, **sizes))
 
 
 def llama_1b3(vocabulary: int) -> LlamaForCausalLM:
@@ -102,13 +119,26 @@ MODELS = {
     "bert": (bert, "demo"),
     "bert-long": (bert, "demo"),
     "llama": (llama, "homodistil"),
+    "t5": (t5, "homodistil"),
     "llama-1b3": (llama_1b3, "logit"),
 }
 
 
+def tokenizer_for(name: str) -> PreTrainedTokenizerBase:
+    """The embedded teacher's; for T5 its pieces with T5's special tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(folder_of("builtin"))
+    if name != "t5":
+        return tokenizer
+    named = {"pad_token": "[PAD]", "eos_token": "[SEP]", "unk_token": "[UNK]"}
+    sentinels = [f"<extra_id_{number}>" for number in range(100)]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, extra_special_tokens=sentinels, **named
+    )
+
+
 def write_teacher(name: str, folder: Path) -> Path:
     if not (folder / "config.json").exists():
-        tokenizer = AutoTokenizer.from_pretrained(folder_of("builtin"))
+        tokenizer = tokenizer_for(name)
         torch.manual_seed(0)
         MODELS[name][0](len(tokenizer)).save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -3,9 +3,9 @@
 Layers are counted over both stacks, the encoder's first.
 """
 
-from typing import Any, Literal
+from typing import Any
 
-from homodistil_ds.models.width import Axis, Family, Row
+from homodistil_ds.models.width import Axis, Family, Row, Stack
 
 _HEADS: tuple[Axis, ...] = ("queries", "keys", "keys")
 
@@ -23,7 +23,7 @@ def _has_own_head(config: Any) -> bool:
     return not config.scale_decoder_outputs
 
 
-def _stack(name: str, stack: Literal["first", "decoder"], last: int) -> tuple[Row, ...]:
+def _stack(name: str, stack: Stack, last: int) -> tuple[Row, ...]:
     """Self-attention and feed-forward matrices, the latter part number `last` of a block."""
     own, ffn = f"{name}.block.{{layer}}.layer.0", f"{name}.block.{{layer}}.layer.{last}"
     attention, dense = f"{own}.SelfAttention", f"{ffn}.DenseReluDense"

@@ -14,6 +14,7 @@ Axis = (
     | Literal["hidden", "ffn", "qk", "vo", "queries", "keys", "heads", "crossing"]
 )
 LanguageModel = Literal["masked", "causal", "denoising"]
+Stack = Literal["first", "decoder"]  # of layers; a model without an encoder before its decoder has one
 # The group that each axis of a layer belongs to; a neuron of `heads` is one head of keys and values with its queries,
 # of `cross` one with which a decoder's layer looks at the encoder.
 LAYER_GROUPS: Mapping[str, str] = {
@@ -61,7 +62,7 @@ class Row:
     scored: bool = True
     when: Callable[[Any], bool] | None = None
     since: int = 0
-    stack: Literal["first", "decoder"] = "first"
+    stack: Stack = "first"
     reads: Literal["own", "encoder"] = "own"
 
 

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from homodistil_ds.distillation.attention_maps import rows_at_once
-from homodistil_ds.models.width import INTO_HEADS, WidthPlan, Widths
+from homodistil_ds.models.width import INTO_HEADS, Stack, WidthPlan, Widths
 from homodistil_ds.planning.job import Job, entries, shapes
+from homodistil_ds.pruning.cost import read_and_said
 from homodistil_ds.runtime import ds_config
 from homodistil_ds.runtime.memory import ADAM_STATES
 
@@ -109,39 +110,64 @@ def activations(job: Job, widths: Widths) -> dict[str, int]:
     """What the backward pass needs of the forward passes, and what the losses compare."""
     reads, taught = job.objective.student_reads(), job.objective.teacher_reads()
     c, tokens, plan = job.computed_bytes, job.tokens, job.student_plan
-    layers = plan.layers
-    kept = c * tokens * per_token(plan, widths)
-    maps = tokens * job.config.sequence_length * widths.heads
+    layers, maps = (in_layers(job, plan, power) for power in (1, 2))
+    its_layers, its_maps = (in_layers(job, job.plan, power) for power in (1, 2))
+    row_of_maps = tokens * job.config.sequence_length
+    kept = c * tokens * per_token(job, plan, widths)
     if "attention" in reads:  # the softmax in float32 and as it is used
-        kept += maps * (FP32 + c)
-    found = {"activations": layers * kept}
+        kept += (maps + crossed(job, plan)) * row_of_maps * widths.heads * (FP32 + c)
+    found = {"activations": round(kept)}
     if ds_config.recomputes(job.machine):
-        found["activations"] = kept + layers * c * tokens * widths.hidden
-    losses = 0
+        found["activations"] = round(kept / plan.layers + layers * c * tokens * widths.hidden)
+    losses = 0.0
     if "attention" in taught:
-        losses += job.plan.layers * tokens * job.config.sequence_length * job.plan.full.heads * c
-        losses += 2 * FP32 * layers * maps
+        losses += its_maps * row_of_maps * job.plan.full.heads * c
+        losses += 2 * FP32 * maps * row_of_maps * widths.heads
     if "queries" in taught:  # with keys, of all layers
-        losses += 2 * job.plan.layers * tokens * job.plan.full.heads * job.plan.full.head_size * c
+        losses += 2 * its_layers * tokens * job.plan.full.heads * job.plan.full.head_size * c
     if job.objective.tiled:
         length, heads = job.config.sequence_length, job.plan.full.heads
         rows = rows_at_once(job.micro_batch, heads, length)
         losses += TILE_COPIES * FP32 * job.micro_batch * heads * rows * length
     if "hidden" in taught or "embedding" in taught:
-        losses += c * tokens * job.plan.full.hidden * (job.plan.layers + 1)
+        losses += c * tokens * job.plan.full.hidden * (its_layers + 1)
     compared = layers * ("hidden" in reads) + ("embedding" in reads)
     losses += compared * tokens * job.plan.full.hidden * (c + 2 * FP32) * job.with_teacher
-    return found | {"losses": losses}
+    return found | {"losses": round(losses)}
 
 
-def per_token(plan: WidthPlan, widths: Widths) -> int:
-    """Entries per token that one layer keeps for its backward pass, with fused attention: what each matrix reads, what
-    attention and the activation read, what the norms read."""
-    into = [row.axes[0] for row in plan.family.rows if row.axes[1:] == ("hidden",)]
+def in_layers(job: Job, plan: WidthPlan, power: int) -> float:
+    """Layers of a model, each counted with what it reads of a row's tokens to this power."""
+    return sum(layers * share**power for _, layers, share in stacks(job, plan))
+
+
+def crossed(job: Job, plan: WidthPlan) -> float:
+    """The same of the maps between a decoder's layers and their encoder: layers, times what both read."""
+    *encoder, (_, layers, said) = stacks(job, plan)
+    return sum(layers * said * read for _, _, read in encoder)
+
+
+def stacks(job: Job, plan: WidthPlan) -> list[tuple[Stack, int, float]]:
+    """Rows of the table that a stack has, its layers, and the ids that it reads, in shares of a row's tokens."""
+    if not plan.encoder_layers:
+        return [("first", plan.layers, 1.0)]
+    read, said = read_and_said(job.config.sequence_length, job.predicted_share)
+    return [("first", plan.encoder_layers, read), ("decoder", plan.layers - plan.encoder_layers, said)]
+
+
+def per_token(job: Job, plan: WidthPlan, widths: Widths) -> float:
+    """Entries per token that all layers keep for their backward pass, with fused attention: what each matrix reads,
+    what attention and the activation read, what the norms read."""
+    return sum(layers * share * _in_layer(plan, stack, widths) for stack, layers, share in stacks(job, plan))
+
+
+def _in_layer(plan: WidthPlan, stack: Stack, widths: Widths) -> int:
+    into = [row.axes[0] for row in plan.family.rows if row.axes[1:] == ("hidden",) and row.stack == stack]
     gated = into.count("ffn") > 1
-    gives = sum(plan.size(axis, widths) for axis in into if axis in INTO_HEADS)
-    context = widths.heads * widths.head_size
-    return gives + context + widths.hidden * (6 if gated else 5) + widths.ffn * (3 if gated else 2)
+    gives = sum(plan.size(axis, widths) for axis in into if axis in (*INTO_HEADS, "crossing"))
+    crosses = "crossing" in into
+    context = widths.heads * widths.head_size * (1 + crosses)
+    return gives + context + widths.hidden * (5 + gated + 2 * crosses) + widths.ffn * (3 if gated else 2)
 
 
 def logits(job: Job) -> int:

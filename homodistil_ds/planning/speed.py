@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from homodistil_ds.models.width import Widths
 from homodistil_ds.planning.devices import REACHED
 from homodistil_ds.planning.job import Job, entries
-from homodistil_ds.planning.memory import per_token
+from homodistil_ds.planning.memory import crossed, in_layers, per_token
 from homodistil_ds.planning.traffic import messages, step_traffic
 from homodistil_ds.pruning.cost import body_flops, head_flops
 from homodistil_ds.runtime import ds_config
@@ -71,11 +71,12 @@ def useful_flops(job: Job, widths: Widths) -> float:
 def _moved(job: Job, widths: Widths) -> float:
     """Bytes per token of everything that is no matrix product."""
     c = job.computed_bytes
-    student = MOVED * job.student_plan.layers * per_token(job.student_plan, widths)
-    teacher = MOVED_FORWARD * job.plan.layers * per_token(job.plan, job.plan.full) * job.with_teacher
+    student = MOVED * per_token(job, job.student_plan, widths)
+    teacher = MOVED_FORWARD * per_token(job, job.plan, job.plan.full) * job.with_teacher
     maps = 0.0
     if "attention" in job.objective.student_reads():
-        maps = 18 * job.student_plan.layers * widths.heads + 15 * job.plan.layers * job.plan.full.heads
+        own, its = (in_layers(job, plan, 2) + crossed(job, plan) for plan in (job.student_plan, job.plan))
+        maps = 18 * own * widths.heads + 15 * its * job.plan.full.heads
     return (
         c * (student + teacher + maps * job.config.sequence_length)
         + job.predicted_share * LOGIT_BYTES * job.plan.fixed["vocab"]

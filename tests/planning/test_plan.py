@@ -134,9 +134,10 @@ def test_bytes_of_weights_masters_and_moments_are_exact(tmp_path: Path) -> None:
 
 
 def test_what_a_layer_keeps_for_its_backward_pass(tmp_path: Path) -> None:
-    bert, llama = (job(make(tmp_path), machine(2)).student_plan for make in (bert_base, llama_7b))
-    assert per_token(bert, bert.full) == 17 * 768
-    assert per_token(llama, llama.full) == 10 * 4096 + 3 * 11008
+    bert = job(bert_base(tmp_path), machine(2))
+    assert per_token(bert, bert.plan, bert.plan.full) == 12 * 17 * 768
+    llama = job(llama_7b(tmp_path), machine(2))
+    assert per_token(llama, llama.plan, llama.plan.full) == 32 * (10 * 4096 + 3 * 11008)
 
 
 def test_traffic_follows_the_stage(tmp_path: Path) -> None:
