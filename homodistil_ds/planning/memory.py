@@ -198,6 +198,16 @@ def start_bytes(job: Job) -> int:
     return framework + source + FP32 * size + masters
 
 
+def cache_bytes(job: Job) -> int:
+    """Of a teacher cache of the whole run: last states at the predicted positions; 0 where losses read more of the
+    teacher than its logits, or nothing."""
+    if not job.objective.teacher_reads() or job.objective.teacher_reads() - {"logits", "predicted"}:
+        return 0
+    rows = job.config.steps * job.config.global_batch_size + job.config.held_out_sequences
+    positions = round(job.predicted_share * job.config.sequence_length)
+    return rows * positions * job.plan.full.hidden * job.weight_bytes
+
+
 def checkpoint_bytes(job: Job, widths: Widths) -> int:
     """Master weights and moments, in the files of all ranks together."""
     return ADAM_STATES * entries(job.trained(widths))

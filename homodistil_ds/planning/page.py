@@ -15,6 +15,7 @@ from homodistil_ds.machine import Machine
 from homodistil_ds.planning.devices import this_device
 from homodistil_ds.planning.job import job_of
 from homodistil_ds.planning.plan import ROOM, Choice, Phase, Plan, as_json, plan_of
+from homodistil_ds.pruning.cost import body_flops
 from homodistil_ds.runtime import console, launch
 
 GIB = 2**30
@@ -51,6 +52,7 @@ def text(plan: Plan) -> str:
         f"{plan.tokens:,} tokens, {plan.flops:.3g} FLOPs, {duration_text(plan.seconds)}, "
         f"{plan.device_hours:,.2f} device hours (estimate).",
         f"A checkpoint takes at most {gib(plan.checkpoint_bytes)}; {job.config.save_total_limit} are kept.",
+        *_cache(plan),
         "",
         "| steps | widths | parameters | peak | teacher | student | optimizer | gradients | activations, losses "
         "| logits | got per step | step | of it collectives | tokens/s | MFU |",
@@ -63,6 +65,17 @@ def text(plan: Plan) -> str:
     ]
     lines += ["", *(f"- {warning}" for warning in plan.warnings)] if plan.warnings else []
     return "\n".join(lines)
+
+
+def _cache(plan: Plan) -> list[str]:
+    if not plan.cache_bytes:
+        return []
+    job = plan.job
+    body = body_flops(job.plan, job.plan.full, job.config.sequence_length, job.predicted_share)
+    return [
+        f"A teacher cache would take {gib(plan.cache_bytes)}, {plan.cache_bytes / plan.tokens:,.1f} bytes per token; "
+        f"runs that read it spare the teacher's body, {body * plan.tokens / plan.flops:.0%} of the work."
+    ]
 
 
 def _row(phase: Phase) -> str:

@@ -65,6 +65,7 @@ class Plan:
     start_peak: int
     flops: float
     checkpoint_bytes: int
+    cache_bytes: int
     choices: tuple[Choice, ...]
 
     @property
@@ -105,6 +106,7 @@ def plan_of(job: Job) -> Plan:
         start_peak=start_bytes(job),
         flops=sum(tokens * phase.steps * job.flops(phase.widths) for phase in phases),
         checkpoint_bytes=memory.checkpoint_bytes(job, phases[0].widths),
+        cache_bytes=memory.cache_bytes(job),
         choices=tuple(_choices(job)),
     )
 
@@ -217,6 +219,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "seconds": plan.seconds,
         "device_hours": plan.device_hours,
         "checkpoint_bytes": plan.checkpoint_bytes,
+        "teacher_cache_bytes": plan.cache_bytes,
         "checkpoints_kept": job.config.save_total_limit,
         "simulated": plan.simulated,
         "phases": [_phase_json(job, phase) for phase in plan.phases],

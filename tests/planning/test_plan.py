@@ -140,6 +140,15 @@ def test_what_a_layer_keeps_for_its_backward_pass(tmp_path: Path) -> None:
     assert per_token(llama, llama.plan, llama.plan.full) == 32 * (10 * 4096 + 3 * 11008)
 
 
+def test_a_cache_has_the_states_of_every_predicted_position(tmp_path: Path) -> None:
+    config = llama_7b(tmp_path)
+    plan = plan_of(job(config, machine(1)))
+    rows = config.steps * config.global_batch_size + config.held_out_sequences
+    assert plan.cache_bytes == rows * (config.sequence_length - 1) * 4096 * 2
+    assert "A teacher cache would take" in page.text(plan)
+    assert plan_of(job(bert_base(tmp_path / "bert"), machine(1))).cache_bytes == 0, "its losses read more"
+
+
 def test_traffic_follows_the_stage(tmp_path: Path) -> None:
     config = replace(llama_7b(tmp_path), global_batch_size=256)
     size = 6_738_415_616
