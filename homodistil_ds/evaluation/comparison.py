@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from homodistil_ds.evaluation.finished import FamilyMember, Finished, LanguageRun, TaskRun
 from homodistil_ds.evaluation.page import Block, Code, Line, Page, Picture, Table
-from homodistil_ds.evaluation.report import NONE, ModelRow, duration_text
+from homodistil_ds.evaluation.report import LOADERS, NONE, ModelRow, duration_text, perplexity
 
 Row = TypeVar("Row")
 Column = tuple[str, Callable[[Row], str | None]]  # its title, and its cell of a row, None where there is no value
@@ -69,6 +69,11 @@ def language_table(runs: Sequence[LanguageRun]) -> Table:
         ("without embeddings", lambda row: _count(row[1].parameters_without_embeddings)),
         ("weights file (MiB)", lambda row: _fixed(row[1].file_bytes / 2**20 or None, 2)),
         ("held-out loss (nats)", lambda row: _fixed(row[1].heldout_loss, 4)),
+        *(
+            (("perplexity", lambda row: _perplexity(row[1].heldout_loss)),)
+            if all(run.loader == LOADERS["causal"] for run in runs)
+            else ()
+        ),
         ("discrepancy KL (nats)", lambda row: _fixed(row[1].discrepancy_kl, 4)),
         ("steps", lambda row: _count(row[2].steps) if row[2] else None),
         ("tokens", lambda row: _count(row[2].tokens) if row[2] else None),
@@ -113,6 +118,10 @@ def task_table(runs: Sequence[TaskRun]) -> Table:
         ("training loop", lambda run: _duration(run.loop_seconds)),
     ]
     return _table(columns, runs, names=3)
+
+
+def _perplexity(loss: float | None) -> str | None:
+    return None if loss is None else _fixed(perplexity(loss), 2)
 
 
 def _flops(value: float | None) -> str | None:

@@ -6,7 +6,6 @@ Shapes: B passages of a batch, L tokens of its longest one, K of its longest wor
 from __future__ import annotations
 
 import itertools
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from homodistil_ds.data.text import documents, local_files
 from homodistil_ds.data.tokens import Tokens
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.evaluation.heldout import Forward
+from homodistil_ds.evaluation.report import perplexity
 from homodistil_ds.models.width import WidthPlan
 from homodistil_ds.runtime import ranks
 
@@ -160,5 +160,5 @@ def measure(model: Forward, passages: Sequence[Passage], size: int) -> LastWords
         chance += float(chances.sum())
     return LastWords(
         accuracy=right / len(passages),
-        perplexity=math.exp(min(-chance / len(passages), 700)),
+        perplexity=perplexity(-chance / len(passages)),
     )

@@ -162,6 +162,11 @@ def duration_text(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def perplexity(nats: float) -> float:
+    """exp of a mean loss, as large as a number can be where that is larger."""
+    return math.exp(min(nats, 700.0))
+
+
 def _rows(report: Report) -> list[tuple[str, str, str, str]]:
     """(label, teacher, student, student / teacher) of every compared quantity."""
     teacher, student = report.teacher, report.student
@@ -180,7 +185,7 @@ def _rows(report: Report) -> list[tuple[str, str, str, str]]:
     add("weights file (MiB)", lambda m: m.file_bytes / 2**20 or None, "{:.2f}".format)
     add("held-out loss (nats)", lambda m: m.heldout_loss, "{:.4f}".format)
     if report.language_model == "causal":
-        add("perplexity", lambda m: math.exp(min(m.heldout_loss, 700)), "{:,.2f}".format)
+        add("perplexity", lambda m: perplexity(m.heldout_loss), "{:,.2f}".format)
     add("discrepancy KL (nats)", lambda m: m.discrepancy_kl, "{:.4f}".format)
     add("CPU inference (tokens/s; ratio = speed-up)", lambda m: m.tokens_per_second, "{:,.0f}".format)
     return rows

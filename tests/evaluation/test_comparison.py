@@ -127,6 +127,12 @@ def test_every_figure_of_a_run_is_in_its_row_and_a_shared_teacher_has_one(langua
     }
 
 
+def test_decoders_have_a_perplexity(tmp_path: Path) -> None:
+    runs = read_runs([write(tmp_path / "a", report("a", 64, language_model="causal"))])
+    table = language_table([run for run in runs if isinstance(run, LanguageRun)])
+    assert [cells(table, row)["perplexity"] for row in (0, 1)] == ["20.09", "33.12"]
+
+
 def test_a_column_without_a_value_is_left_out(tmp_path: Path) -> None:
     student = model(64, 4.0, None) | {"file_bytes": 0}
     alone = report("alone", 64, teacher=None, student=student, loop_seconds=None)
