@@ -101,7 +101,7 @@ def ours(**weights: float) -> Loss:
     def loss(setup: Setup, batch: Batch) -> torch.Tensor:
         reads = objective.student_reads()
         with torch.no_grad():
-            shown = forward(setup.teacher, setup.student.family, *batch.shown, reads)
+            shown = forward(setup.teacher, setup.student.family, *batch.shown, reads=reads)
         heads: dict[str, Any] = {"student_heads": setup.heads, "head_origins": setup.heads}
         return objective(
             Inputs(student=setup.student(*batch.shown, reads=reads), teacher=shown, labels=batch.labels, **heads)

@@ -159,7 +159,7 @@ class RunConfig:
     learning_rate: float = 1e-3
     """Peak learning rate."""
     mask_probability: float = 0.15
-    """Share of the tokens that the masked-language-model loss predicts."""
+    """Share of the tokens that are masked, or taken out as spans, and predicted."""
     held_out_sequences: int = 128
     """Sequences kept out of training for the held-out loss."""
     eval_interval: int = 50

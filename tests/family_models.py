@@ -28,7 +28,7 @@ from homodistil_ds.models.width import WidthPlan, Widths
 SIZES = {
     **{"hidden": 32, "ffn": 64, "heads": 4, "layers": 2, "vocab": 185, "position": 64, "type": 2},
     # Where a family has them: two query heads per group, a head size that is not hidden / heads.
-    **{"embedding": 32, "key_value_heads": 2, "head_size": 6, "decoder_layers": 2, "relative": 8},
+    **{"embedding": 32, "key_value_heads": 2, "head_size": 6, "decoder_layers": 3, "relative": 8},
 }
 RELATIVE = {
     "relative_attention": True,
@@ -85,8 +85,13 @@ class Plain(NamedTuple):
 
 
 def shown(model: PreTrainedModel, ids: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """What the project's forward pass is given of ids [B, L]: a decoder behind an encoder reads them backwards."""
-    return (ids, positions, ids.flip(1)) if model.config.is_encoder_decoder else (ids, positions)
+    """What the project's forward pass is given of ids [B, L]; for a decoder behind an encoder more of them."""
+    return (ids, positions, longer(ids)) if model.config.is_encoder_decoder else (ids, positions)
+
+
+def longer(ids: torch.Tensor) -> torch.Tensor:
+    """Other ids, and not as many, for a decoder behind an encoder."""
+    return torch.cat([ids.flip(1), ids[:, :3]], dim=1)
 
 
 def plainly(model: PreTrainedModel, ids: torch.Tensor) -> Plain:
@@ -97,7 +102,7 @@ def plainly(model: PreTrainedModel, ids: torch.Tensor) -> Plain:
         return Plain(own.logits, own.hidden_states, own.attentions)
     own = model(
         input_ids=ids,
-        decoder_input_ids=ids.flip(1),
+        decoder_input_ids=longer(ids),
         use_cache=False,
         output_hidden_states=True,
         output_attentions=True,

@@ -112,9 +112,16 @@ def on_corpus(given: argparse.Namespace, own: Loaded, teacher: Loaded | None = N
     length = read_index(given.corpus)["sequence_length"]
     corpus = load(given.corpus, own.tokenizer, length, given.held_out_sequences)
     kind, vocabulary = own.plan.family.language_model, own.plan.fixed["vocab"]
+    if teacher and teacher.plan.family.language_model != kind:
+        raise HomodistilError(
+            "CFG-FAMILY",
+            f"{own.flag} {own.source} is a {kind} language model, {teacher.flag} {teacher.source} a "
+            f"{teacher.plan.family.language_model} one: they are asked for different things",
+            "Leave --teacher out, or give one of the same kind.",
+        )
     batches = Batches(
         corpus=corpus,
-        prediction=prediction_for(kind, own.tokenizer, vocabulary, given.mask_probability),
+        prediction=prediction_for(kind, own.tokenizer, own.model.config, given.mask_probability, length),
         order=Order(len(corpus.train), 0),
         seed=0,
         global_batch=given.micro_batch,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from homodistil_ds.data.draws import mix, of_rows
 from homodistil_ds.data.predicted import Batch, NextTokens, Prediction
-from homodistil_ds.data.spans import spans_for
+from homodistil_ds.data.spans import said_of, spans_for
 from homodistil_ds.errors import HomodistilError
 
 
@@ -47,14 +48,24 @@ def predicted_of(length: int, probability: float) -> int:
 
 
 def prediction_for(
-    kind: str, tokenizer: PreTrainedTokenizerBase, vocabulary_size: int, probability: float
+    kind: str, tokenizer: PreTrainedTokenizerBase, config: Any, probability: float, length: int
 ) -> Prediction:
-    """What a language model of this kind predicts. Raises HomodistilError as masking_for and spans_for do."""
+    """What a language model of this kind and configuration predicts of rows of so many tokens.
+
+    Raises HomodistilError as masking_for and spans_for do.
+    """
     if kind == "causal":
         return NextTokens()
     if kind == "denoising":
-        return spans_for(tokenizer, probability)
-    return masking_for(tokenizer, vocabulary_size, probability)
+        return spans_for(tokenizer, config.decoder_start_token_id, probability, length)
+    return masking_for(tokenizer, config.vocab_size, probability)
+
+
+def share_for(kind: str, probability: float, length: int) -> float:
+    """Of the tokens of a row, what such a model predicts."""
+    if kind == "causal":
+        return NextTokens().share(length)
+    return (said_of if kind == "denoising" else predicted_of)(length, probability) / length
 
 
 def masking_for(tokenizer: PreTrainedTokenizerBase, vocabulary_size: int, probability: float) -> Masking:

@@ -39,15 +39,8 @@ class Spans:
 
         All rows have as many spans and tokens in them, so that nothing is padded; where they are, and how long each,
         depends on (seed, index of the row) alone. A row begins with a token that is shown, and its last one is not.
-        Raises HomodistilError DATA-SENTINELS if the tokenizer has fewer sentinels than a row has spans.
         """
         hidden, spans = counts(tokens.shape[1], self.probability)
-        if spans > len(self.sentinels):
-            raise HomodistilError(
-                "DATA-SENTINELS",
-                f"rows of {tokens.shape[1]} tokens have {spans} spans, the tokenizer names {len(self.sentinels)}",
-                "Use a shorter --sequence_length or a lower --mask_probability.",
-            )
         ids = tokens.astype(np.int64)
         is_hidden = drawn(ids.shape, hidden, spans, of_rows(indices, seed))
         begins = is_hidden & ~np.pad(is_hidden, ((0, 0), (1, 0)))[:, :-1]
@@ -101,18 +94,30 @@ def _stretches(total: int, count: int, rows: np.ndarray) -> np.ndarray:
     return np.diff(np.concatenate([edge, cuts, edge + total], axis=1), axis=1)
 
 
-def spans_for(tokenizer: PreTrainedTokenizerBase, probability: float) -> Spans:
-    """Raises HomodistilError DATA-SENTINELS for a tokenizer without <extra_id_0>, ..., an end or a padding token."""
-    found = {
-        int(match[1]): int(id) for name, id in tokenizer.get_vocab().items() if (match := _SENTINEL.fullmatch(name))
-    }
-    end, padding = tokenizer.eos_token_id, tokenizer.pad_token_id
-    if not found or end is None or padding is None:
+def spans_for(tokenizer: PreTrainedTokenizerBase, start: int | None, probability: float, length: int) -> Spans:
+    """For rows of so many tokens and a decoder that begins with the id `start`.
+
+    Raises HomodistilError: DATA-SENTINELS for a tokenizer without an end or without as many of <extra_id_0>, ... as a
+    row has spans, and for one that puts tokens of its own around texts, which would be taken for text.
+    """
+    named = tokenizer.name_or_path or type(tokenizer).__name__
+    matches = ((_SENTINEL.fullmatch(name), id) for name, id in tokenizer.get_vocab().items())
+    found = {int(match[1]): int(id) for match, id in matches if match}
+    lacking = "<extra_id_0>" if not found else "a token for the end of a text" if tokenizer.eos_token_id is None else ""
+    if lacking or start is None:
+        what = f"the tokenizer {named} lacks {lacking}" if lacking else "config.json has no decoder_start_token_id"
+        raise HomodistilError("DATA-SENTINELS", what, "Use a T5 with its own tokenizer and configuration.")
+    if tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None:
         raise HomodistilError(
             "DATA-SENTINELS",
-            f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} lacks <extra_id_0>, a token for the "
-            "end of a text or one for padding",
-            "Use the teacher's own tokenizer.",
+            f"the tokenizer {named} begins and ends texts with tokens of its own, which T5's objective does not know",
+            "Use a T5 with T5's own tokenizer.",
         )
-    # T5's decoder begins with the padding token.
-    return Spans(tuple(found[number] for number in sorted(found)), int(end), int(padding), probability)
+    _, spans = counts(length, probability)
+    if spans > len(found):
+        raise HomodistilError(
+            "DATA-SENTINELS",
+            f"rows of {length} tokens have {spans} spans, the tokenizer {named} names {len(found)}",
+            "Use a shorter --sequence_length or a lower --mask_probability.",
+        )
+    return Spans(tuple(found[number] for number in sorted(found)), int(tokenizer.eos_token_id), start, probability)

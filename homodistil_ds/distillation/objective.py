@@ -75,13 +75,15 @@ def check_losses(weights: LossConfig, target: Widths, full: Widths, pruned: bool
     sizes = (target.heads * target.head_size, full.heads * full.head_size)
     moves = "neurons of a student that is pruned change places" if pruned else ""
     uneven = f"relation_heads {weights.relation_heads} must divide {sizes}"
-    later = "a decoder never looks at what it would compare there" if family.language_model == "causal" else ""
+    later = "a decoder never looks at what it would compare there" if family.language_model != "masked" else ""
+    alone = "the last layer is the decoder's, and the encoder would learn nothing of it" if family.decodes else ""
     own_scores = "" if family.plain_scores else "its scores hold more than products of queries and keys"
     reasons = {
         "cosine": "it compares states of one width" if target.hidden != full.hidden else "",
         "scores": later
         or own_scores
         or ("its scale is that of whole heads, and this student's shrink" if pruned else ""),
+        "attention_kl": alone,
         "value_relation": later or moves or ("it compares as many heads" if target.heads != full.heads else ""),
         "relation": later or moves or (uneven if any(size % weights.relation_heads for size in sizes) else ""),
     }

@@ -54,11 +54,11 @@ class LastWords:
 
 def check_decoder(plan: WidthPlan, model: str, flag: str) -> None:
     """Raises HomodistilError for a model that sees what comes after a word."""
-    if plan.family.language_model != "causal":
+    kind = plan.family.language_model
+    if kind != "causal":
         raise HomodistilError(
             "CFG-FAMILY",
-            f"--last_words: {flag} {model} is a masked language model ({plan.family.model_type}), "
-            "which continues no text",
+            f"--last_words: {flag} {model} is a {kind} language model ({plan.family.model_type}), which continues no text",
             "Give a decoder, or leave out --last_words and measure on a --corpus.",
         )
 

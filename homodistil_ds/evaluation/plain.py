@@ -59,7 +59,9 @@ def load(folder: str) -> PreTrainedModel:
 
 
 def auto_class(config: Any) -> Any:
-    """The auto class that a configuration's architecture belongs to."""
+    """The auto class that a configuration's architecture belongs to; T5's has had several names."""
+    if config.is_encoder_decoder:
+        return AutoModelForSeq2SeqLM
     named = config.architectures or ()
     known = (loader for end, loader in CLASSES.items() if any(name.endswith(end) for name in named))
     return next(known, AutoModelForMaskedLM)

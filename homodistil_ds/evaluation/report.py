@@ -95,7 +95,7 @@ class Report:
     peak_bytes: int = 0
     """The most memory that a rank held during the training loop: of its GPU, by torch's tensors, or of the machine."""
     language_model: str = "masked"
-    """masked or causal."""
+    """masked, causal or denoising."""
     family: list[MemberRow] = field(default_factory=list)
     """The students that the run left behind, the last one among them; empty if that is the only one."""
 

@@ -93,8 +93,8 @@ def prepare_setting(
     plan, student_plan = way.plan, way.student_plan
     placed, reason = _choose_placement(config, machine.teacher_placement, first, way)
     source, tokenizer, read = ranks.together(lambda: _load(config.teacher, head_may_be_missing, placed == "replicated"))
-    kind, vocabulary = plan.family.language_model, plan.fixed["vocab"]
-    prediction = ranks.together(lambda: prediction_for(kind, tokenizer, vocabulary, config.mask_probability))
+    given = plan.family.language_model, tokenizer, source.config, config.mask_probability, config.sequence_length
+    prediction = ranks.together(lambda: prediction_for(*given))
     corpus = read_corpus(config, tokenizer, within or run_dir)
     if within is not None:
         ranks.on_first(lambda: claim_folder(run_dir))

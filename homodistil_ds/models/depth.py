@@ -14,6 +14,16 @@ from homodistil_ds.models.pieces import Read
 from homodistil_ds.models.width import WidthPlan
 
 
+def check_depth(plan: WidthPlan, asked: int | None) -> None:
+    """Raises HomodistilError for a number of layers where an encoder and a decoder both keep theirs."""
+    if plan.encoder_layers and asked is not None:
+        raise HomodistilError(
+            "CFG-DEPTH",
+            f"a {plan.family.model_type} of {asked} layers: an encoder and a decoder keep theirs",
+            "Leave --student.num_hidden_layers out, or set it to None where a preset has one.",
+        )
+
+
 def layer_map(teacher: int, student: int | None, which: str) -> tuple[int, ...]:
     """The teacher's layer behind each of the student's, counted from 0.
 
@@ -42,11 +52,7 @@ def shallower(plan: WidthPlan, layers: tuple[int, ...]) -> WidthPlan:
     decoder, which both keep all of theirs.
     """
     if plan.encoder_layers and len(layers) < plan.layers:
-        raise HomodistilError(
-            "CFG-DEPTH",
-            f"a {plan.family.model_type} of {len(layers)} layers: an encoder and a decoder keep theirs",
-            "Leave --student.num_hidden_layers out.",
-        )
+        check_depth(plan, len(layers))
     if not plan.family.layers_alike and layers != tuple(range(len(layers))):
         raise HomodistilError(
             "CFG-DEPTH",

@@ -74,8 +74,7 @@ def forward(
         rows = torch.arange(states.shape[0], device=states.device)[:, None]
         predicted = states[rows, positions]
         if is_divided(model, family):
-            hidden_size: Any = model.model_dim
-            predicted = predicted * hidden_size**-0.5
+            predicted = predicted * getattr(model, family.head_divisor) ** -0.5
         logits = vocabulary_head(model, family, predicted) if "logits" in reads else None
     return Activations(
         logits=logits,
@@ -120,7 +119,7 @@ def vocabulary_head(model: PreTrainedModel, family: Family, states: torch.Tensor
 
 def is_divided(model: PreTrainedModel, family: Family) -> bool:
     """Whether the states that the vocabulary head reads are divided by the root of a hidden size."""
-    return family.divided_head is not None and model.config.scale_decoder_outputs
+    return family.divides_head is not None and family.divides_head(model.config)
 
 
 def headed(model: nn.Module, found: Activations) -> Activations:

@@ -36,9 +36,14 @@ def taken_apart(model: PreTrainedModel, family: Family) -> PreTrainedModel:
             parts = next((parts for end, parts in family.fused.items() if name.endswith(end)), None)
             if isinstance(module, Conv1D) or (parts is not None and isinstance(module, nn.Linear)):
                 model.set_submodule(name, _apart(module, parts or ()))
-    if family.own_head is not None and family.own_head(model.config):
+    if has_own_head(model, family):
         _give_head(model)
     return model
+
+
+def has_own_head(model: PreTrainedModel, family: Family) -> bool:
+    """Whether its table has a vocabulary head that transformers would tie to the embedding."""
+    return family.own_head is not None and family.own_head(model.config)
 
 
 def _give_head(model: Any) -> None:

@@ -23,7 +23,7 @@ from homodistil_ds.config import BUILTIN
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.models import norms
 from homodistil_ds.models.families import FAMILIES, plan_for
-from homodistil_ds.models.fused import keep_generation, put_together, taken_apart
+from homodistil_ds.models.fused import has_own_head, keep_generation, put_together, taken_apart
 from homodistil_ds.models.pieces import AUTO_CLASSES, MEND, Read, check_pieces, header, open_pieces, outline, reader
 from homodistil_ds.models.width import LanguageModel, WidthPlan, Widths
 from homodistil_ds.runtime.rounding import in_format
@@ -304,6 +304,8 @@ def empty_model(
     model.tie_weights()  # part of the initialisation that was left out
     keep_generation(teacher, model)
     taken_apart(model, plan.family)
+    if random and has_own_head(model, plan.family):  # what it was is the embedding
+        nn.init.normal_(model.get_output_embeddings().weight, std=config.initializer_factor)
     return without_dropout(model).train()
 
 
@@ -314,8 +316,16 @@ def save_folder(
     folder.mkdir(parents=True, exist_ok=True)
     in_format(copy.deepcopy(put_together(model)), dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if has_own_head(model, FAMILIES[model.config.model_type]):
+        _say_untied(folder / "config.json")
     if pruning is not None:
         (folder / "pruning.json").write_text(json.dumps(pruning) + "\n", encoding="utf-8")
+
+
+def _say_untied(path: Path) -> None:
+    """transformers 5 writes that it ties what it does not; version 4 would believe it."""
+    facts = json.loads(path.read_text(encoding="utf-8")) | {"tie_word_embeddings": False}
+    path.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def stored_dtype(teacher: str, asked: str) -> torch.dtype:

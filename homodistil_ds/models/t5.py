@@ -99,6 +99,8 @@ T5 = Family(
     hidden="free",
     layers_alike=False,
     heads_in_common=True,
-    divided_head="decoder.final_layer_norm.weight",
+    divides_head=lambda config: config.scale_decoder_outputs,
+    head_divisor="model_dim",
+    head_gain="decoder.final_layer_norm.weight",
     own_head=_has_own_head,
 )

@@ -64,10 +64,10 @@ def load_classifier(
         config = config_of(folder)
         if _has_task_head(config):
             _check_classes(f"{flag} {source}", config, names)
-        if plan_for(config).family.language_model != "masked":
+        if (kind := plan_for(config).family.language_model) != "masked":
             raise HomodistilError(
                 "CFG-FAMILY",
-                f"{flag} {source} is a causal language model, which learns no task here",
+                f"{flag} {source} is a {kind} language model, which learns no task here",
                 "Use an encoder: a masked language model.",
             )
         config.id2label, config.label2id = names, {name: number for number, name in names.items()}

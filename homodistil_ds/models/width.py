@@ -112,9 +112,9 @@ class Family:
     says what of a configuration a table cannot hold, "" if it can. `plain_scores`: attention scores are what the query
     and key matrices put out, multiplied, times `scaling`: positions neither turn queries and keys nor are added.
     `heads_in_common`: all layers of a stack have the same heads, because one table says how each sees distances.
-    `divided_head`: the gain before a vocabulary head whose states are divided by the root of the hidden size, which the
-    model has as model_dim, where the configuration asks for it. `own_head`: whether that head has a matrix of its own
-    although transformers ties it.
+    `divides_head`: whether the states that the vocabulary head reads are divided by the root of the hidden size, which
+    the model holds under the name `head_divisor`; `head_gain` is the gain that they come from. `own_head`: whether that
+    head has a matrix of its own although transformers ties it.
     """
 
     model_type: str
@@ -138,10 +138,17 @@ class Family:
     layers_alike: bool = True
     plain_scores: bool = False
     heads_in_common: bool = False
-    divided_head: str | None = None
+    divides_head: Asked | None = None
+    head_divisor: str = ""
+    head_gain: str = ""
     own_head: Asked | None = None
     follows: Mapping[str, str] = field(default_factory=dict)
     refused: Callable[[Any], str] | None = None
+
+    @property
+    def decodes(self) -> bool:
+        """Whether there is a decoder behind an encoder."""
+        return self.language_model == "denoising"
 
     def attention_inputs(self) -> dict[str, str]:
         """queries, keys, values -> how the name of that matrix ends in every layer: a table's first, in this order."""
@@ -195,7 +202,7 @@ class WidthPlan:
         return range(row.since, self.encoder_layers or self.layers)
 
     def size(self, axis: str, widths: Widths) -> int:
-        """Entries along an axis at the given widths, or neurons of the group `heads`."""
+        """Entries along an axis at the given widths, or neurons of the groups `heads` and `cross`."""
         if axis in ("hidden", "ffn"):
             return getattr(widths, axis)
         if axis in ("qk", "vo"):

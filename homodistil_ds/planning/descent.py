@@ -10,7 +10,7 @@ from homodistil_ds.config import RunConfig
 from homodistil_ds.distillation.attention_maps import in_tiles
 from homodistil_ds.distillation.objective import Objective, check_losses
 from homodistil_ds.errors import HomodistilError
-from homodistil_ds.models.depth import layer_map, shallower
+from homodistil_ds.models.depth import check_depth, layer_map, shallower
 from homodistil_ds.models.families import target_widths
 from homodistil_ds.models.forward import Read
 from homodistil_ds.models.loading import read_plan
@@ -50,6 +50,7 @@ def descent_of(config: RunConfig, *machines: dict[str, Any] | None) -> Descent:
     members = family_of(config, plan)
     schedule = schedule_of(config, plan, members)
     check_length(config, plan)
+    check_depth(plan, student.num_hidden_layers)
     layers = layer_map(plan.layers, student.num_hidden_layers, student.layers)
     target = members[-1].widths
     pruned = student.init == "teacher" and target != plan.full

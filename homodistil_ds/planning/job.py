@@ -11,9 +11,7 @@ from typing import Any
 import torch
 
 from homodistil_ds.config import RunConfig
-from homodistil_ds.data.masking import predicted_of
-from homodistil_ds.data.predicted import NextTokens
-from homodistil_ds.data.spans import said_of
+from homodistil_ds.data.masking import share_for
 from homodistil_ds.distillation.attention_maps import in_tiles
 from homodistil_ds.distillation.objective import Objective
 from homodistil_ds.distillation.vocabulary import parted_by, rows_at_once
@@ -114,11 +112,7 @@ class Job:
     @property
     def predicted_share(self) -> float:
         length = self.config.sequence_length
-        if self.plan.family.language_model == "causal":
-            return NextTokens().share(length)
-        if self.plan.family.language_model == "denoising":
-            return said_of(length, self.config.mask_probability) / length
-        return predicted_of(length, self.config.mask_probability) / length
+        return share_for(self.plan.family.language_model, self.config.mask_probability, length)
 
     @property
     def with_teacher(self) -> bool:
@@ -255,7 +249,7 @@ def placement_of(
     on_gpu: bool,
 ) -> tuple[str, str]:
     """Where the teacher goes, and the sizes behind it as a line. A model to train goes where its stage says."""
-    if plan.family.fused and asked == "auto":
+    if plan.family.fused and (asked == "auto" or method == "pretrain"):
         return "replicated", ""
     if method == "pretrain":
         return ("zero3" if ds_config.zero_stage(machine) == 3 else "replicated"), ""

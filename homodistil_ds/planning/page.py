@@ -73,7 +73,7 @@ def _cache(plan: Plan) -> list[str]:
     job = plan.job
     body = body_flops(job.plan, job.plan.full, job.config.sequence_length, job.predicted_share)
     return [
-        f"A teacher cache would take {gib(plan.cache_bytes)}, {plan.cache_bytes / plan.tokens:,.1f} bytes per token; "
+        f"A teacher cache would take {gib(plan.cache_bytes)}, {plan.cache_bytes_per_token:,.1f} bytes per token; "
         f"runs that read it spare the teacher's body, {body * plan.tokens / plan.flops:.0%} of the work."
     ]
 

@@ -96,6 +96,11 @@ class Plan:
     def tokens(self) -> int:
         return self.job.config.steps * self.job.config.global_batch_size * self.job.config.sequence_length
 
+    @property
+    def cache_bytes_per_token(self) -> float:
+        rows = self.job.config.steps * self.job.config.global_batch_size + self.job.config.held_out_sequences
+        return self.cache_bytes / (rows * self.job.config.sequence_length)
+
 
 def plan_of(job: Job) -> Plan:
     phases = tuple(_phases(job))

@@ -108,7 +108,7 @@ def export(model: PreTrainedModel, plan: WidthPlan, widths: Widths, kept: Kept) 
         if plan.family.scaled_embedding is not None:
             _fold_embedding_scale(small, plan.family, math.sqrt(plan.full.hidden / widths.hidden))
         if is_divided(small, plan.family):
-            small.get_parameter(str(plan.family.divided_head)).mul_(math.sqrt(widths.hidden / plan.full.hidden))
+            small.get_parameter(plan.family.head_gain).mul_(math.sqrt(widths.hidden / plan.full.hidden))
     set_scales(small, plan, widths)
     return small.eval()
 
@@ -126,8 +126,7 @@ def set_scales(model: PreTrainedModel, plan: WidthPlan, widths: Widths) -> None:
     """Make every attention layer divide its scores by the root of these widths' head size, and what is multiplied or
     divided by the root of the hidden size so by theirs: an embedding's output, a vocabulary head's input."""
     if is_divided(model, plan.family):
-        whole: Any = model
-        whole.model_dim = widths.hidden
+        setattr(model, plan.family.head_divisor, widths.hidden)
     if plan.family.attention is not None:
         for name, module in model.named_modules():
             if name.endswith(plan.family.attention):

@@ -75,12 +75,6 @@ def test_every_place_is_as_often_in_a_span_but_the_ends() -> None:
     assert often[10:50].max() < 0.20
 
 
-def test_a_row_with_more_spans_than_sentinels_is_refused() -> None:
-    with pytest.raises(HomodistilError, match="7 spans, the tokenizer names 3") as caught:
-        Spans((9, 8, 7), END, START, 0.3).batch(rows(1, 70), np.arange(1), 0)
-    assert caught.value.error_id == "DATA-SENTINELS"
-
-
 def tokenizer(**special: str) -> PreTrainedTokenizerFast:
     names = ["<pad>", "</s>", "<unk>", "word", "<extra_id_10>", "<extra_id_1>", "<extra_id_0>"]
     model = WordLevel({name: place for place, name in enumerate(names)}, unk_token="<unk>")
@@ -88,12 +82,29 @@ def tokenizer(**special: str) -> PreTrainedTokenizerFast:
 
 
 def test_sentinels_are_found_by_their_numbers() -> None:
-    found = spans_for(tokenizer(eos_token="</s>", pad_token="<pad>"), 0.2)
-    assert found == Spans((6, 5, 4), 1, 0, 0.2)
+    assert spans_for(tokenizer(eos_token="</s>"), 3, 0.2, 20) == Spans((6, 5, 4), 1, 3, 0.2)
 
 
-@pytest.mark.parametrize("special", [{"eos_token": "</s>"}, {"pad_token": "<pad>"}])
-def test_a_tokenizer_without_what_a_decoder_needs_is_refused(special: dict[str, str]) -> None:
-    with pytest.raises(HomodistilError, match="lacks <extra_id_0>") as caught:
-        spans_for(tokenizer(**special), 0.15)
+@pytest.mark.parametrize(
+    ("special", "start", "length", "words"),
+    [
+        ({}, 0, 20, "lacks a token for the end"),
+        ({"eos_token": "</s>"}, None, 20, "no decoder_start_token_id"),
+        ({"eos_token": "</s>", "cls_token": "word", "sep_token": "</s>"}, 0, 20, "tokens of its own"),
+        ({"eos_token": "</s>"}, 0, 80, "4 spans, the tokenizer .* names 3"),
+    ],
+)
+def test_what_would_not_be_t5s_objective_is_refused(
+    special: dict[str, str], start: int | None, length: int, words: str
+) -> None:
+    with pytest.raises(HomodistilError, match=words) as caught:
+        spans_for(tokenizer(**special), start, 0.15, length)
     assert caught.value.error_id == "DATA-SENTINELS"
+
+
+def test_words_alone_hold_no_sentinels() -> None:
+    plain = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({"</s>": 0}, unk_token="</s>")), eos_token="</s>"
+    )
+    with pytest.raises(HomodistilError, match="lacks <extra_id_0>"):
+        spans_for(plain, 0, 0.15, 20)

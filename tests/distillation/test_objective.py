@@ -12,10 +12,12 @@ from homodistil_ds.data.corpus import Order
 from homodistil_ds.data.task_batches import Encoded, TaskBatches, padded
 from homodistil_ds.distillation import mixup
 from homodistil_ds.distillation.losses import LOSSES, Inputs
-from homodistil_ds.distillation.objective import Objective
+from homodistil_ds.distillation.objective import Objective, check_losses
+from homodistil_ds.errors import HomodistilError
 from homodistil_ds.models.families import FAMILIES
 from homodistil_ds.models.forward import Activations
 from homodistil_ds.models.tasks import task_forward
+from homodistil_ds.models.width import Widths
 from homodistil_ds.presets import PRESETS
 
 NOTHING = dict.fromkeys(LOSSES, 0.0)
@@ -144,3 +146,11 @@ def test_mixed_in_shares_of_one_mixkd_is_plain_distillation(monkeypatch: pytest.
         labels = torch.tensor(rows.labels)
         plain = [F.cross_entropy(logits, labels), F.cross_entropy(logits, labels), F.mse_loss(logits, its)]
     assert float(torch.stack(found).mean()) == pytest.approx(float(torch.stack(plain).sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["attention_kl", "value_relation", "relation", "scores"])
+def test_losses_on_the_last_layer_or_whole_scores_are_refused_for_an_encoder_with_a_decoder(name: str) -> None:
+    full = Widths(hidden=32, ffn=64, heads=4, head_size=6)
+    with pytest.raises(HomodistilError, match=f"--loss.{name}"):
+        check_losses(LossConfig(**{name: 1.0}), full, full, pruned=False, family=FAMILIES["t5"])
+    check_losses(LossConfig(), full, full, pruned=True, family=FAMILIES["t5"])

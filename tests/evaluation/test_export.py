@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from family_models import MASKED, tiny_model
-from transformers import BertConfig, BertForMaskedLM
+from family_models import MASKED, tiny_config, tiny_model
+from transformers import AutoModelForSeq2SeqLM, BertConfig, BertForMaskedLM
 
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.evaluation import onnx_export, plain, proof
@@ -165,3 +165,10 @@ def test_the_card_says_what_rounding_did_and_how_to_run_onnx() -> None:
     assert "9.3e-04" in text
     assert '{"input_ids": input_ids, "attention_mask": attention_mask}' in text
     assert "onnx" not in export_section("float32", 0.0, [])
+
+
+@pytest.mark.parametrize("named", [["T5WithLMHeadModel"], None])
+def test_an_encoder_with_a_decoder_is_loaded_as_one_whatever_its_folder_calls_it(named: list[str] | None) -> None:
+    config = tiny_config("t5")
+    config.architectures = named
+    assert plain.auto_class(config) is AutoModelForSeq2SeqLM

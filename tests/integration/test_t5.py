@@ -58,12 +58,12 @@ def test_a_run_that_goes_on_after_a_cut_is_the_run_that_never_stopped(two: Resul
     assert two[f"resumed {stage}"] == two[f"{stage}"]
 
 
-def test_the_command_leaves_a_student_that_transformers_loads(
-    tiny_corpus: Path, fp32_config: Path, tmp_path: Path
-) -> None:
+def test_the_command_leaves_a_student_that_transformers_loads(tiny_corpus: Path, tmp_path: Path) -> None:
     """From a teacher in pieces with a vocabulary head of its own; the encoder serves alone; tools read the run."""
     teacher, run_dir = save_teacher("t5-1.1", WORDS, tmp_path / "teacher"), tmp_path / "run"
-    arguments = ["--deepspeed_config", str(fp32_config), "--teacher", str(teacher), "--corpus", str(tiny_corpus)]
+    machine_file = tmp_path / "zero3.json"
+    machine_file.write_text(json.dumps(machine(3)), encoding="utf-8")
+    arguments = ["--deepspeed_config", str(machine_file), "--teacher", str(teacher), "--corpus", str(tiny_corpus)]
     arguments += ["--steps", "10", "--global_batch_size", "8", "--sequence_length", "32", "--held_out_sequences", "16"]
     arguments += ["--student.hidden_size", "20", "--student.intermediate_size", "24", "--teacher_placement", "zero3"]
     arguments += ["--student.num_attention_heads", "2", "--pruning.interval", "1", "--output_dir", str(run_dir)]
@@ -72,7 +72,7 @@ def test_the_command_leaves_a_student_that_transformers_loads(
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     plan = plan_for(student.config)
-    assert (plan.full.hidden, plan.full.ffn, plan.full.heads, plan.full.head_size, plan.layers) == (20, 24, 2, 6, 4)
+    assert (plan.full.hidden, plan.full.ffn, plan.full.heads, plan.full.head_size, plan.layers) == (20, 24, 2, 6, 5)
     ids = AutoTokenizer.from_pretrained(run_dir / "student")("ban bas <extra_id_0> dot", return_tensors="pt").input_ids
     assert student.generate(ids, max_new_tokens=4).shape[0] == 1
     assert T5EncoderModel.from_pretrained(run_dir / "student")(ids).last_hidden_state.shape == (1, ids.shape[1], 20)

@@ -7,13 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from family_models import MASKED, tiny_model
-from transformers import AutoModelForMaskedLM, AutoTokenizer, BertTokenizerFast, BloomConfig, ElectraForPreTraining
+from family_models import MASKED, tiny_model, tokenizer_for
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    BertTokenizerFast,
+    BloomConfig,
+    ElectraForPreTraining,
+)
 
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.models.families import plan_for
 from homodistil_ds.models.fused import put_together
-from homodistil_ds.models.loading import check_tokenizer, load_teacher, save_folder, stored_dtype, twin
+from homodistil_ds.models.loading import check_tokenizer, empty_model, load_teacher, save_folder, stored_dtype, twin
 
 
 @pytest.fixture
@@ -194,3 +201,17 @@ def test_a_saved_folder_keeps_its_number_format_and_the_model_its_own(
     assert AutoModelForMaskedLM.from_pretrained(tmp_path / "saved").dtype is dtype
     assert {parameter.dtype for parameter in teacher.parameters()} == {torch.float32}
     assert AutoTokenizer.from_pretrained(tmp_path / "saved").get_vocab() == words.get_vocab()
+
+
+def test_a_vocabulary_head_of_its_own_is_drawn_and_said_to_be_one(tmp_path: Path) -> None:
+    """transformers ties the head of a new T5 1.1 and writes so, which its version 4 would believe."""
+    teacher = tiny_model("t5-1.1")
+    plan = plan_for(teacher.config)
+    drawn = empty_model(teacher, plan, plan.full)
+    head, embedding = drawn.get_output_embeddings().weight, drawn.get_input_embeddings().weight
+    assert abs(torch.corrcoef(torch.stack([head.flatten(), embedding.flatten()]))[0, 1]) < 0.1
+    save_folder(drawn, tokenizer_for("t5-1.1", ["ban"]), tmp_path, torch.float32, None)
+    assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] is False
+    again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    assert torch.equal(again.lm_head.weight, head)
+    assert again.config.scale_decoder_outputs is False

@@ -9,7 +9,7 @@ import pytest
 import torch
 from family_models import tiny_model
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import BertConfig, LlamaConfig
+from transformers import BertConfig, LlamaConfig, T5Config
 
 from homodistil_ds.config import PruningConfig, RunConfig, StudentConfig
 from homodistil_ds.distillation.losses import Inputs
@@ -138,6 +138,19 @@ def test_what_a_layer_keeps_for_its_backward_pass(tmp_path: Path) -> None:
     assert per_token(bert, bert.plan, bert.plan.full) == 12 * 17 * 768
     llama = job(llama_7b(tmp_path), machine(2))
     assert per_token(llama, llama.plan, llama.plan.full) == 32 * (10 * 4096 + 3 * 11008)
+
+
+def test_of_two_stacks_each_counts_with_what_it_reads(tmp_path: Path) -> None:
+    """t5-small: 128 tokens make 116 ids of the encoder (115.5 by the formula) and 26 of the decoder."""
+    T5Config(decoder_start_token_id=0).save_pretrained(tmp_path)
+    planned = job(replace(PRESETS["homodistil"](), teacher=str(tmp_path), sequence_length=128), machine(2))
+    read, said = 116.5 / 128, 26 / 128
+    encoder = (3 + 1) * 512 + 512 * 5 + 2048 * 2
+    decoder = (6 + 2) * 512 + 512 * 7 + 2048 * 2
+    kept = per_token(planned, planned.plan, planned.plan.full)
+    assert kept == pytest.approx(6 * (read * encoder + said * decoder))
+    assert planned.predicted_share == said
+    assert "DOES NOT FIT" not in page.text(plan_of(planned))
 
 
 def test_a_cache_has_the_states_of_every_predicted_position(tmp_path: Path) -> None:
