@@ -58,7 +58,8 @@ def check_decoder(plan: WidthPlan, model: str, flag: str) -> None:
     if kind != "causal":
         raise HomodistilError(
             "CFG-FAMILY",
-            f"--last_words: {flag} {model} is a {kind} language model ({plan.family.model_type}), which continues no text",
+            f"--last_words: {flag} {model} is a {kind} language model ({plan.family.model_type}), "
+            "which continues no text",
             "Give a decoder, or leave out --last_words and measure on a --corpus.",
         )
 
