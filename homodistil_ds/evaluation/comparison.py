@@ -60,6 +60,7 @@ def language_table(runs: Sequence[LanguageRun]) -> Table:
     if len(rows) == 1 and all(run.teacher for run in runs):
         rows[0] = ("teacher", *rows[0][1:])
     rows += [(run.label, run.student, run) for run in runs]
+    causal = all(run.loader == LOADERS["causal"] for run in runs)
     columns: list[Column[tuple[str, ModelRow, LanguageRun | None]]] = [
         ("run", lambda row: row[0]),
         ("method", lambda row: row[2].method if row[2] else None),
@@ -69,11 +70,7 @@ def language_table(runs: Sequence[LanguageRun]) -> Table:
         ("without embeddings", lambda row: _count(row[1].parameters_without_embeddings)),
         ("weights file (MiB)", lambda row: _fixed(row[1].file_bytes / 2**20 or None, 2)),
         ("held-out loss (nats)", lambda row: _fixed(row[1].heldout_loss, 4)),
-        *(
-            (("perplexity", lambda row: _perplexity(row[1].heldout_loss)),)
-            if all(run.loader == LOADERS["causal"] for run in runs)
-            else ()
-        ),
+        ("perplexity", lambda row: _perplexity(row[1].heldout_loss) if causal else None),
         ("discrepancy KL (nats)", lambda row: _fixed(row[1].discrepancy_kl, 4)),
         ("steps", lambda row: _count(row[2].steps) if row[2] else None),
         ("tokens", lambda row: _count(row[2].tokens) if row[2] else None),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from homodistil_ds.distillation.attention_maps import rows_at_once
 from homodistil_ds.models.width import INTO_HEADS, Stack, WidthPlan, Widths
 from homodistil_ds.planning.job import Job, entries, shapes
-from homodistil_ds.pruning.cost import read_and_said
+from homodistil_ds.pruning.cost import Stacks, crossed, stacks
 from homodistil_ds.runtime import ds_config
 from homodistil_ds.runtime.memory import ADAM_STATES
 
@@ -115,7 +115,7 @@ def activations(job: Job, widths: Widths) -> dict[str, int]:
     row_of_maps = tokens * job.config.sequence_length
     kept = c * tokens * per_token(job, plan, widths)
     if "attention" in reads:  # the softmax in float32 and as it is used
-        kept += (maps + crossed(job, plan)) * row_of_maps * widths.heads * (FP32 + c)
+        kept += (maps + crossed(stacks_of(job, plan))) * row_of_maps * widths.heads * (FP32 + c)
     found = {"activations": round(kept)}
     if ds_config.recomputes(job.machine):
         found["activations"] = round(kept / plan.layers + layers * c * tokens * widths.hidden)
@@ -136,29 +136,19 @@ def activations(job: Job, widths: Widths) -> dict[str, int]:
     return found | {"losses": round(losses)}
 
 
+def stacks_of(job: Job, plan: WidthPlan) -> Stacks:
+    return stacks(plan, job.config.sequence_length, job.predicted_share)
+
+
 def in_layers(job: Job, plan: WidthPlan, power: int) -> float:
     """Layers of a model, each counted with what it reads of a row's tokens to this power."""
-    return sum(layers * share**power for _, layers, share in stacks(job, plan))
-
-
-def crossed(job: Job, plan: WidthPlan) -> float:
-    """The same of the maps between a decoder's layers and their encoder: layers, times what both read."""
-    *encoder, (_, layers, said) = stacks(job, plan)
-    return sum(layers * said * read for _, _, read in encoder)
-
-
-def stacks(job: Job, plan: WidthPlan) -> list[tuple[Stack, int, float]]:
-    """Rows of the table that a stack has, its layers, and the ids that it reads, in shares of a row's tokens."""
-    if not plan.encoder_layers:
-        return [("first", plan.layers, 1.0)]
-    read, said = read_and_said(job.config.sequence_length, job.predicted_share)
-    return [("first", plan.encoder_layers, read), ("decoder", plan.layers - plan.encoder_layers, said)]
+    return sum(layers * share**power for _, layers, share in stacks_of(job, plan))
 
 
 def per_token(job: Job, plan: WidthPlan, widths: Widths) -> float:
     """Entries per token that all layers keep for their backward pass, with fused attention: what each matrix reads,
     what attention and the activation read, what the norms read."""
-    return sum(layers * share * _in_layer(plan, stack, widths) for stack, layers, share in stacks(job, plan))
+    return sum(layers * share * _in_layer(plan, stack, widths) for stack, layers, share in stacks_of(job, plan))
 
 
 def _in_layer(plan: WidthPlan, stack: Stack, widths: Widths) -> int:
@@ -198,14 +188,13 @@ def start_bytes(job: Job) -> int:
     return framework + source + FP32 * size + masters
 
 
-def cache_bytes(job: Job) -> int:
-    """Of a teacher cache of the whole run: last states at the predicted positions; 0 where losses read more of the
-    teacher than its logits, or nothing."""
+def cache_row_bytes(job: Job) -> int:
+    """Of a row in a teacher cache: last states at its predicted positions; 0 where losses read more of the teacher than
+    its logits, or nothing."""
     if not job.objective.teacher_reads() or job.objective.teacher_reads() - {"logits", "predicted"}:
         return 0
-    rows = job.config.steps * job.config.global_batch_size + job.config.held_out_sequences
     positions = round(job.predicted_share * job.config.sequence_length)
-    return rows * positions * job.plan.full.hidden * job.weight_bytes
+    return positions * job.plan.full.hidden * job.weight_bytes
 
 
 def checkpoint_bytes(job: Job, widths: Widths) -> int:

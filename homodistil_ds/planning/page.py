@@ -71,9 +71,10 @@ def _cache(plan: Plan) -> list[str]:
     if not plan.cache_bytes:
         return []
     job = plan.job
+    per_token = plan.cache_row_bytes / job.config.sequence_length
     body = body_flops(job.plan, job.plan.full, job.config.sequence_length, job.predicted_share)
     return [
-        f"A teacher cache would take {gib(plan.cache_bytes)}, {plan.cache_bytes_per_token:,.1f} bytes per token; "
+        f"A teacher cache would take {gib(plan.cache_bytes)}, {per_token:,.1f} bytes per token; "
         f"runs that read it spare the teacher's body, {body * plan.tokens / plan.flops:.0%} of the work."
     ]
 

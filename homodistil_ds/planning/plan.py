@@ -65,7 +65,7 @@ class Plan:
     start_peak: int
     flops: float
     checkpoint_bytes: int
-    cache_bytes: int
+    cache_row_bytes: int
     choices: tuple[Choice, ...]
 
     @property
@@ -97,9 +97,10 @@ class Plan:
         return self.job.config.steps * self.job.config.global_batch_size * self.job.config.sequence_length
 
     @property
-    def cache_bytes_per_token(self) -> float:
-        rows = self.job.config.steps * self.job.config.global_batch_size + self.job.config.held_out_sequences
-        return self.cache_bytes / (rows * self.job.config.sequence_length)
+    def cache_bytes(self) -> int:
+        """Of a teacher cache of the whole run, held-out rows too."""
+        config = self.job.config
+        return self.cache_row_bytes * (config.steps * config.global_batch_size + config.held_out_sequences)
 
 
 def plan_of(job: Job) -> Plan:
@@ -111,7 +112,7 @@ def plan_of(job: Job) -> Plan:
         start_peak=start_bytes(job),
         flops=sum(tokens * phase.steps * job.flops(phase.widths) for phase in phases),
         checkpoint_bytes=memory.checkpoint_bytes(job, phases[0].widths),
-        cache_bytes=memory.cache_bytes(job),
+        cache_row_bytes=memory.cache_row_bytes(job),
         choices=tuple(_choices(job)),
     )
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from homodistil_ds.models.width import Widths
 from homodistil_ds.planning.devices import REACHED
 from homodistil_ds.planning.job import Job, entries
-from homodistil_ds.planning.memory import crossed, in_layers, per_token
+from homodistil_ds.planning.memory import in_layers, per_token, stacks_of
 from homodistil_ds.planning.traffic import messages, step_traffic
-from homodistil_ds.pruning.cost import body_flops, head_flops
+from homodistil_ds.pruning.cost import body_flops, crossed, head_flops
 from homodistil_ds.runtime import ds_config
 
 LATENCY = 15e-6  # of a collective, per doubling of the ranks
@@ -75,7 +75,7 @@ def _moved(job: Job, widths: Widths) -> float:
     teacher = MOVED_FORWARD * per_token(job, job.plan, job.plan.full) * job.with_teacher
     maps = 0.0
     if "attention" in job.objective.student_reads():
-        own, its = (in_layers(job, plan, 2) + crossed(job, plan) for plan in (job.student_plan, job.plan))
+        own, its = (in_layers(job, plan, 2) + crossed(stacks_of(job, plan)) for plan in (job.student_plan, job.plan))
         maps = 18 * own * widths.heads + 15 * its * job.plan.full.heads
     return (
         c * (student + teacher + maps * job.config.sequence_length)

@@ -10,11 +10,12 @@ in tiles, 8 L d + 4 L d' FLOPs per token and layer for heads of d and d' neurons
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
-from homodistil_ds.models.width import WidthPlan, Widths, count
+from homodistil_ds.models.width import Stack, WidthPlan, Widths, count
 
 FORWARD, FORWARD_AND_BACKWARD = 1, 3
+Stacks = Sequence[tuple[Stack, int, float]]  # name, layers, what it reads of a row
 
 
 def step_flops(
@@ -85,27 +86,33 @@ def _speaks(reads: Collection[str]) -> bool:
 def body_flops(plan: WidthPlan, widths: Widths, sequence_length: int, predicted_share: float) -> float:
     """FLOPs per token of a forward pass through the layers; every token attends to all of its sequence, and in a
     decoder's layer to all that the encoder reads."""
-    attention = 4 * widths.heads * widths.head_size
-    if not plan.encoder_layers:
-        return 2 * count(plan, widths).matrices + plan.layers * attention * sequence_length
-    read, said = read_and_said(sequence_length, predicted_share)
+    of_stacks = stacks(plan, sequence_length, predicted_share)
+    shares = {stack: share for stack, _, share in of_stacks}
     matrices = 0.0
     for _, row in plan.parameters():
         if row.part == "matrices":
             entries = math.prod(plan.size(axis, widths) for axis in row.axes)
-            matrices += entries * (read if row.stack == "first" or row.reads == "encoder" else said)
-    decoder_layers = plan.layers - plan.encoder_layers
-    pairs = plan.encoder_layers * read**2 + decoder_layers * said * (said + read)
-    return 2 * matrices + attention * sequence_length * pairs
+            matrices += entries * shares["first" if row.reads == "encoder" else row.stack]
+    pairs = sum(layers * share**2 for _, layers, share in of_stacks) + crossed(of_stacks)
+    return 2 * matrices + 4 * widths.heads * widths.head_size * sequence_length * pairs
 
 
-def read_and_said(sequence_length: int, predicted_share: float) -> tuple[float, float]:
-    """What encoder and decoder read of a row with spans taken out (data/spans.py), in shares of its tokens.
+def stacks(plan: WidthPlan, sequence_length: int, predicted_share: float) -> Stacks:
+    """The stacks of a model: name, layers, and the ids that it reads, in shares of a row's tokens.
 
-    The decoder reads K ids, the predicted ones, and the encoder about L - (K - 1) / 2 + 1: a span of three is one
-    sentinel there and four ids here.
+    Of a row with spans taken out (data/spans.py) the decoder reads K ids, the predicted ones, and the encoder about
+    L - (K - 1) / 2 + 1: a span of three is one sentinel there and four ids here.
     """
-    return 1 - predicted_share / 2 + 1.5 / sequence_length, predicted_share
+    if not plan.encoder_layers:
+        return [("first", plan.layers, 1.0)]
+    read, said = 1 - predicted_share / 2 + 1.5 / sequence_length, predicted_share
+    return [("first", plan.encoder_layers, read), ("decoder", plan.layers - plan.encoder_layers, said)]
+
+
+def crossed(of_stacks: Stacks) -> float:
+    """Layers that look at an encoder, each times what it and the encoder read of a row; 0 without an encoder."""
+    *encoder, (_, layers, said) = of_stacks
+    return sum(layers * said * read for _, _, read in encoder)
 
 
 def head_flops(plan: WidthPlan, widths: Widths) -> float:
@@ -124,8 +131,7 @@ def projection_flops(
     plan: WidthPlan, widths: Widths, reads: Collection[str], sequence_length: int, predicted_share: float
 ) -> float:
     """FLOPs per token of a forward pass of the student's states, layers' and embedding's, up to the teacher's width."""
-    read, said = read_and_said(sequence_length, predicted_share) if plan.encoder_layers else (1.0, 1.0)
-    encoder_layers = plan.encoder_layers or plan.layers
-    states = ("hidden" in reads) * (encoder_layers * read + (plan.layers - encoder_layers) * said)
-    states += ("embedding" in reads) * read
+    of_stacks = stacks(plan, sequence_length, predicted_share)
+    states = ("hidden" in reads) * sum(layers * share for _, layers, share in of_stacks)
+    states += ("embedding" in reads) * of_stacks[0][2]
     return 2 * states * plan.full.hidden * widths.hidden
