@@ -16,7 +16,7 @@ from homodistil_ds.methods.setting import Setting
 from homodistil_ds.planning.devices import this_cpu
 from homodistil_ds.planning.job import job_of
 from homodistil_ds.planning.plan import plan_of
-from homodistil_ds.runtime import engine, launch, ranks
+from homodistil_ds.runtime import engine, exit_reason, launch, ranks
 from homodistil_ds.stage import Stage
 
 
@@ -50,3 +50,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    exit_reason.leave(0)

@@ -12,6 +12,7 @@ if __name__ == "__main__":
     guard.install(leave_at_once=True)  # before the slow imports
 
 from homodistil_ds.command import main
+from homodistil_ds.runtime.exit_reason import leave
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

@@ -42,6 +42,7 @@ from homodistil_ds.methods.mixkd import TEACHER
 from homodistil_ds.methods.start import check_same_values
 from homodistil_ds.runtime import console, launch, ranks
 from homodistil_ds.runtime.checkpoint import newest_first
+from homodistil_ds.runtime.exit_reason import leave
 
 HELD_OUT = 0.1  # of the training examples, to choose among settings
 TRIAL_SEED = 0  # of these choices: elements of a job array, with a seed each, must choose alike
@@ -167,4 +168,4 @@ def clear(run_dir: Path, keep_models: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

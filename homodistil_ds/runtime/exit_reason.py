@@ -1,12 +1,14 @@
-"""exit_reason.json in the run directory: why the last run ended, for scripts whose launcher hides the exit code."""
+"""How a rank ends: exit_reason.json, for scripts whose launcher hides the exit code, and the very last step."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from homodistil_ds.runtime import claim
 
@@ -41,3 +43,16 @@ def _write(path: Path, reason: dict[str, Any], rank: str) -> None:
     except OSError:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with this code, once all is written and closed, without the interpreter's own tear-down.
+
+    DeepSpeed holds its process groups to the end, and their threads with them. One that gives a tensor back while the
+    interpreter is torn down aborts the process, and the launcher counts a complete run as failed.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or nobody reads it any more
+            stream.flush()
+    os._exit(code)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 from homodistil_ds.runtime.exit_reason import FILE_NAME, write_exit_reason
@@ -27,3 +29,24 @@ def test_what_cannot_be_written_is_passed_over_and_leaves_nothing_behind(tmp_pat
     (tmp_path / FILE_NAME).mkdir()
     write_exit_reason(tmp_path, 7, "DIST-HANG", "what", 0, 1, None)
     assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
+
+
+def test_the_last_step_is_all_but_the_tear_down_of_the_interpreter() -> None:
+    code = """
+import atexit, os, sys
+from homodistil_ds.runtime.exit_reason import leave
+
+class Late:
+    def __del__(self, write=os.write):
+        write(1, b", torn down")
+
+late = Late()
+atexit.register(print, "at exit", end="")
+print("flushed", end=", ")
+{end}(75)
+"""
+    ends = {"leave": "flushed, at exit", "sys.exit": "flushed, at exit, torn down"}
+    for end, said in ends.items():
+        command = [sys.executable, "-c", code.format(end=end)]
+        left = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (left.returncode, sorted(left.stdout.split(", ")), left.stderr) == (75, sorted(said.split(", ")), "")

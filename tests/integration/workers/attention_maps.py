@@ -11,6 +11,7 @@ from homodistil_ds.distillation.objective import Objective
 from homodistil_ds.models.forward import Teacher
 from homodistil_ds.models.width import Widths
 from homodistil_ds.pruning.pruner import Pruner
+from homodistil_ds.runtime.exit_reason import leave
 
 TARGET = Widths(hidden=16, ffn=40, heads=2, head_size=8)
 
@@ -37,3 +38,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

@@ -11,6 +11,7 @@ from homodistil_ds.errors import HomodistilError
 from homodistil_ds.models.width import Widths
 from homodistil_ds.pruning.pruner import Pruner
 from homodistil_ds.runtime import carry, ranks
+from homodistil_ds.runtime.exit_reason import leave
 from homodistil_ds.runtime.shards import full_weights
 from homodistil_ds.stage import Stage
 
@@ -59,3 +60,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

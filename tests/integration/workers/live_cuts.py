@@ -14,6 +14,7 @@ from tiny import Tiny, start
 from homodistil_ds.models.width import Widths
 from homodistil_ds.pruning.pruner import Pruner
 from homodistil_ds.runtime import carry, ranks
+from homodistil_ds.runtime.exit_reason import leave
 from homodistil_ds.runtime.shards import full_weights, whole
 from homodistil_ds.stage import Stage
 
@@ -132,3 +133,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

@@ -22,6 +22,7 @@ from homodistil_ds.methods.setting import Setting, prepare_setting
 from homodistil_ds.models.forward import Activations, Student
 from homodistil_ds.models.width import Widths
 from homodistil_ds.runtime import engine, ranks
+from homodistil_ds.runtime.exit_reason import leave
 from homodistil_ds.stage import Stage
 
 ALL = frozenset({"logits", "hidden", "attention", "embedding"})
@@ -155,3 +156,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

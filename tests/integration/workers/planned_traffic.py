@@ -16,7 +16,7 @@ from homodistil_ds.methods import homodistil
 from homodistil_ds.planning.devices import this_cpu
 from homodistil_ds.planning.job import job_of
 from homodistil_ds.planning.plan import plan_of
-from homodistil_ds.runtime import engine, ranks
+from homodistil_ds.runtime import engine, exit_reason, ranks
 from homodistil_ds.stage import Stage
 
 CONTROL = 16  # bytes: norms, and whether a gradient overflowed
@@ -70,3 +70,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    exit_reason.leave(0)

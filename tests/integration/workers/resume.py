@@ -17,6 +17,7 @@ from homodistil_ds.machine import Machine
 from homodistil_ds.methods import homodistil
 from homodistil_ds.methods.setting import Setting
 from homodistil_ds.runtime import ds_config, engine, ranks
+from homodistil_ds.runtime.exit_reason import leave
 from homodistil_ds.runtime.shards import full_weights
 from homodistil_ds.stage import Stage
 
@@ -60,3 +61,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

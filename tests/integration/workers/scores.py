@@ -17,6 +17,7 @@ from homodistil_ds.models.width import Widths
 from homodistil_ds.pruning.pruner import Pruner
 from homodistil_ds.runtime import ranks
 from homodistil_ds.runtime.engine import Engine
+from homodistil_ds.runtime.exit_reason import leave
 from homodistil_ds.runtime.shards import MOMENTS, Shard, loss_scale, scored_shards, state_shards, trained
 
 TARGET = Widths(hidden=15, ffn=41, heads=3, head_size=5)
@@ -139,3 +140,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

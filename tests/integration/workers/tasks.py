@@ -13,6 +13,7 @@ from homodistil_ds.errors import HomodistilError
 from homodistil_ds.machine import Machine
 from homodistil_ds.methods import method
 from homodistil_ds.runtime import engine, guard, ranks
+from homodistil_ds.runtime.exit_reason import leave
 
 
 def run(config: RunConfig, machine: dict[str, Any], stop_after: int | None, resume: str) -> bool:
@@ -70,3 +71,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

@@ -24,6 +24,7 @@ from homodistil_ds.methods import caching, homodistil
 from homodistil_ds.methods.setting import Setting
 from homodistil_ds.models.forward import Activations, Teacher
 from homodistil_ds.runtime import claim, ds_config, engine, ranks
+from homodistil_ds.runtime.exit_reason import leave
 from homodistil_ds.runtime.shards import full_weights
 from homodistil_ds.stage import Stage
 
@@ -92,3 +93,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

@@ -21,6 +21,7 @@ from homodistil_ds.machine import Machine
 from homodistil_ds.methods.placing import placed_teacher
 from homodistil_ds.methods.setting import prepare_setting
 from homodistil_ds.runtime import engine, memory, ranks
+from homodistil_ds.runtime.exit_reason import leave
 
 
 def serve_once(teacher: str, placement: str, corpus: str, out: Path) -> tuple[str, torch.nn.Module]:
@@ -67,3 +68,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

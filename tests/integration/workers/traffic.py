@@ -16,6 +16,7 @@ from homodistil_ds.models.width import Widths
 from homodistil_ds.pruning.pruner import Pruner
 from homodistil_ds.runtime import carry, checkpoint, ranks
 from homodistil_ds.runtime.engine import Engine
+from homodistil_ds.runtime.exit_reason import leave
 from homodistil_ds.runtime.shards import places
 
 TARGET = Widths(hidden=16, ffn=24, heads=2, head_size=8)
@@ -121,3 +122,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)
