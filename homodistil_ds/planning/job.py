@@ -253,15 +253,16 @@ def placement_of(
         return "replicated", ""
     if method == "pretrain":
         return ("zero3" if ds_config.zero_stage(machine) == 3 else "replicated"), ""
-    sizes = {
-        "teacher_bytes": count(plan, plan.full).with_head * WEIGHT_BYTES[ds_config.precision(machine)],
-        "student_bytes": trained_bytes(machine, trained, ranks, on_gpu),
-        "available_bytes": available,
-        "world_size": ranks,
-        "ranks_per_node": ranks_per_node,
-    }
-    placed = placement.choose(asked, **sizes, on_gpu=on_gpu)
-    return placed, placement.explain(asked, placed, **sizes, on_gpu=on_gpu)
+    sizes = placement.Sizes(
+        teacher_bytes=count(plan, plan.full).with_head * WEIGHT_BYTES[ds_config.precision(machine)],
+        student_bytes=trained_bytes(machine, trained, ranks, on_gpu),
+        available_bytes=available,
+        world_size=ranks,
+        ranks_per_node=ranks_per_node,
+        on_gpu=on_gpu,
+    )
+    placed = placement.choose(asked, sizes)
+    return placed, placement.explain(asked, placed, sizes)
 
 
 def check_room(

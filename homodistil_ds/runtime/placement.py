@@ -6,6 +6,7 @@ It builds and fills modules without any rank ever holding one whole; what the mo
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import deepspeed
@@ -33,20 +34,34 @@ def parts(placement: str, world_size: int, ranks_per_node: int) -> int:
     return {"replicated": 1, "node": ranks_per_node}.get(placement, world_size)
 
 
-def choose(
-    asked: str,
-    teacher_bytes: int,
-    student_bytes: int,
-    available_bytes: int,
-    world_size: int,
-    ranks_per_node: int,
-    on_gpu: bool,
-) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What decides a placement: bytes of the whole teacher, of a rank's student and of its memory; the ranks."""
+
+    teacher_bytes: int
+    student_bytes: int
+    available_bytes: int
+    world_size: int
+    ranks_per_node: int
+    on_gpu: bool
+
+    def room(self) -> float:
+        """Bytes that a teacher may comfortably take on a rank."""
+        return COMFORTABLE * self.available_bytes - self.student_bytes
+
+    def teacher_on_a_rank(self, placement: str) -> int:
+        """Bytes of it in the memory of a rank's own device."""
+        if placement == "cpu_offload" and self.on_gpu:
+            return 0
+        return self.teacher_bytes // parts(placement, self.world_size, self.ranks_per_node)
+
+
+def choose(asked: str, sizes: Sizes) -> str:
     """The placement that was asked for; for auto the first that fits comfortably, in the order of PLACEMENTS.
 
-    `teacher_bytes` are those of the whole teacher, the others those of one rank. Where nothing fits it is the leanest:
-    sizes are estimates, so they refuse nothing. Without a GPU host memory is all there is, so sharding is the leanest,
-    and with one rank on top nothing is gained at all. Raises HomodistilError for an unknown name.
+    Where nothing fits it is the leanest: sizes are estimates, so they refuse nothing. Without a GPU host memory is all
+    there is, so sharding is the leanest, and with one rank on top nothing is gained at all. Raises HomodistilError for
+    an unknown name.
     """
     if asked not in PLACEMENTS:
         raise HomodistilError(
@@ -54,35 +69,24 @@ def choose(
         )
     if asked != "auto":
         return asked
-    room = COMFORTABLE * available_bytes - student_bytes
-    if teacher_bytes <= room:
+    room = sizes.room()
+    if sizes.teacher_bytes <= room:
         return "replicated"
-    if 1 < ranks_per_node < world_size and teacher_bytes / ranks_per_node <= room:
+    if 1 < sizes.ranks_per_node < sizes.world_size and sizes.teacher_on_a_rank("node") <= room:
         return "node"
-    if world_size > 1 and (teacher_bytes / world_size <= room or not on_gpu):
+    if sizes.world_size > 1 and (sizes.teacher_on_a_rank("zero3") <= room or not sizes.on_gpu):
         return "zero3"
-    return "cpu_offload" if on_gpu else "replicated"
+    return "cpu_offload" if sizes.on_gpu else "replicated"
 
 
-def explain(
-    asked: str,
-    chosen: str,
-    teacher_bytes: int,
-    student_bytes: int,
-    available_bytes: int,
-    world_size: int,
-    ranks_per_node: int,
-    on_gpu: bool,
-) -> str:
+def explain(asked: str, chosen: str, sizes: Sizes) -> str:
     """One line for the log: what was chosen, and the sizes behind it."""
-    own = teacher_bytes // parts(chosen, world_size, ranks_per_node)
-    if chosen == "cpu_offload" and on_gpu:
-        own = 0
-    sizes = (teacher_bytes, own, student_bytes, available_bytes)
-    whole, here, student, free = (f"{size / 2**20:,.0f} MiB" for size in sizes)
+    own = sizes.teacher_on_a_rank(chosen)
+    counted = (sizes.teacher_bytes, own, sizes.student_bytes, sizes.available_bytes)
+    whole, here, student, free = (f"{size / 2**20:,.0f} MiB" for size in counted)
     text = f"teacher placement: {chosen}{'' if asked == 'auto' else ', as asked'}. A rank may use {free}; the teacher "
     text += f"takes {here} of it ({whole} as a whole), the student about {student} and its activations"
-    return text if own + student_bytes <= COMFORTABLE * available_bytes else f"{text}. This may not fit"
+    return text if own <= sizes.room() else f"{text}. This may not fit"
 
 
 def teacher_config(placement: str, ds_config: dict[str, Any], largest: int) -> dict[str, Any]:

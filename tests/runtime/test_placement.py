@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,14 +15,17 @@ from homodistil_ds.runtime import memory, placement
 GIB = 2**30
 
 
-def chosen(asked: str = "auto", teacher: float = 1, student: float = 1, free: float = 10, **changed: bool | int) -> str:
+def sizes_of(teacher: float = 1, student: float = 1, free: float = 10, **changed: Any) -> placement.Sizes:
     """Sizes in GiB, on 4 ranks with a GPU each unless changed."""
-    sizes = {"teacher_bytes": teacher, "student_bytes": student, "available_bytes": free}
-    return placement.choose(asked, **{name: int(size * GIB) for name, size in sizes.items()}, **machine(changed))
+    teacher_bytes, student_bytes, available_bytes = (int(size * GIB) for size in (teacher, student, free))
+    machine = {"world_size": 4, "ranks_per_node": 4, "on_gpu": True} | changed
+    return placement.Sizes(
+        teacher_bytes=teacher_bytes, student_bytes=student_bytes, available_bytes=available_bytes, **machine
+    )
 
 
-def machine(changed: dict[str, bool | int]) -> dict[str, bool | int]:
-    return {"world_size": 4, "ranks_per_node": 4, "on_gpu": True} | changed
+def chosen(asked: str = "auto", **sizes: Any) -> str:
+    return placement.choose(asked, sizes_of(**sizes))
 
 
 def test_auto_takes_the_first_placement_that_fits_comfortably() -> None:
@@ -51,15 +55,14 @@ def test_what_is_asked_is_done_and_an_unknown_name_refused(asked: str) -> None:
 
 
 def test_the_reason_names_the_sizes_and_warns_where_they_are_tight() -> None:
-    sizes = {"teacher_bytes": 8 * GIB, "student_bytes": GIB, "available_bytes": 10 * GIB}
-    roomy = placement.explain("auto", "zero3", **sizes, **machine({}))
+    roomy = placement.explain("auto", "zero3", sizes_of(teacher=8))
     assert "zero3. A rank may use 10,240 MiB; the teacher takes 2,048 MiB of it (8,192 MiB as a whole)" in roomy
     assert "may not fit" not in roomy
-    tight = placement.explain("replicated", "replicated", **sizes, **machine({}))
+    tight = placement.explain("replicated", "replicated", sizes_of(teacher=8))
     assert "replicated, as asked" in tight
     assert "may not fit" in tight
-    assert "takes 4,096 MiB" in placement.explain("auto", "node", **sizes, **machine({"ranks_per_node": 2}))
-    assert "takes 0 MiB" in placement.explain("auto", "cpu_offload", **sizes, **machine({}))
+    assert "takes 4,096 MiB" in placement.explain("auto", "node", sizes_of(teacher=8, ranks_per_node=2))
+    assert "takes 0 MiB" in placement.explain("auto", "cpu_offload", sizes_of(teacher=8))
 
 
 @pytest.mark.parametrize(
