@@ -24,11 +24,12 @@ ON_TASKS = {
     "MixKD": "MixKD",
     "KD-twice": "KD, twice the epochs",
 }
+GAIN = "MixKD - KD, seed by seed"
 OF_MIXKD = (
     f"The student is '{FULL_METHOD}'. Scores on the development sets in hundredths, mean ± standard deviation over "
     "seeds; in brackets the CPU seconds of one training, without its teacher's and without evaluation. MixKD shows a "
-    "mixture beside every example, so 'KD, twice the epochs' sees as many rows. With all examples one teacher, of seed "
-    "0, teaches all seeds; with fewer, each seed has a teacher of its own, which has seen the same examples."
+    "mixture beside every example, twice the rows. With all examples one teacher, of seed 0, teaches all seeds; with "
+    "fewer, each seed has a teacher of its own, which has seen the same examples."
 )
 
 
@@ -175,15 +176,25 @@ def nats(values: Sequence[float]) -> str:
 
 
 def mixkd_table(mixed: Mapping[tuple[str, str], Runs]) -> str:
+    """A row for each task and share of its examples, a column for each arm that has run."""
     places = sorted({place for place, _ in mixed})
     if not places:
         return ""
-    lines = [line(["task", "examples", *ON_TASKS.values()]), "|:--|" + "--:|" * (1 + len(ON_TASKS))]
+    arms = [arm for arm in ON_TASKS if any((place, arm) in mixed for place in places)]
+    lines = [line(["task", "examples", *(ON_TASKS[arm] for arm in arms), GAIN]), "|:--|" + "--:|" * (len(arms) + 2)]
     for place in places:
         task, _, share = place.rpartition("-")
-        cells = [scored(mixed.get((place, arm), {}).get(task, [])) for arm in ON_TASKS]
-        lines.append(line([task, f"{float(share):.0%}", *cells]))
+        found = {arm: mixed.get((place, arm), {}).get(task, []) for arm in arms}
+        gain = gains(found.get("MixKD", []), found.get("KD", []))
+        lines.append(line([task, f"{float(share):.0%}", *map(scored, found.values()), gain]))
     return "\n".join([*lines, "", OF_MIXKD])
+
+
+def gains(rows: Sequence[Row], others: Sequence[Row]) -> str:
+    """By how much the seeds that both have differ."""
+    before = {row["seed"]: row["primary"] for row in others}
+    differences = [row["primary"] - before[row["seed"]] for row in rows if row["seed"] in before]
+    return spread(differences) if differences else ""
 
 
 def scored(rows: Sequence[Row]) -> str:
