@@ -81,11 +81,13 @@ def to_the_end(run: Callable[[], None], debug: bool) -> int:
             let_rank_0_speak()
         return error.exit_code
     except SystemExit as left:
-        if first and left.code == EXIT_CODES["STOP"]:
+        if left.code != EXIT_CODES["STOP"]:
+            raise
+        if first:
             what = "stopped by a signal while starting; nothing was done yet"
             exit_reason.tell_launcher(EXIT_CODES["STOP"], "STOP-SIGNAL", what)
             console.call_out(f"homodistil_ds: {what}")
-        raise
+        return EXIT_CODES["STOP"]
     if first:
         exit_reason.tell_launcher(0, "DONE", "the run is complete")
     return 0
