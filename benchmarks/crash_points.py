@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from homodistil_ds import stage
 from homodistil_ds.command import main
 from homodistil_ds.runtime import checkpoint, guard, ranks
+from homodistil_ds.runtime.exit_reason import leave
 
 POINTS = {
     "staging folder made": "rank 0",
@@ -106,4 +107,4 @@ if __name__ == "__main__":
     first = [argument for argument in sys.argv[1:] if argument.startswith("--local")]
     at, of_rank, count, *flags = [argument for argument in sys.argv[1:] if not argument.startswith("--local")]
     install(armed(at, int(of_rank), int(count)))
-    sys.exit(main([*first, *flags]))
+    leave(main([*first, *flags]))

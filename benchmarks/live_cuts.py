@@ -52,6 +52,7 @@ from homodistil_ds.pruning.schedule import WidthSchedule
 from homodistil_ds.pruning.shrink import blank
 from homodistil_ds.runtime import carry, ds_config, engine, ranks
 from homodistil_ds.runtime.engine import Engine
+from homodistil_ds.runtime.exit_reason import leave
 from homodistil_ds.runtime.monitor import Monitor
 from homodistil_ds.runtime.watchdog import Watchdog
 from homodistil_ds.stage import Stage
@@ -494,3 +495,4 @@ TABLES: dict[str, Callable[[argparse.Namespace], None]] = {
 
 if __name__ == "__main__":
     main()
+    leave(0)

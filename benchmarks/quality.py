@@ -67,6 +67,7 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of GLUE")
     parser.add_argument("--mixkd_seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--mixkd_shares", type=float, nargs="+", default=[FEW, 1.0], help="of the training examples")
+    parser.add_argument("--mixkd_arms", nargs="+", choices=ON_TASKS, default=list(ON_TASKS))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES), help="tried by each arm of its own")
     parser.add_argument("--only", nargs="+", help="arms with these names")
@@ -150,7 +151,7 @@ class Bench:
         teachers = {(task, share, teacher_seed(share, seed)) for seed, share, task in cells}
         self.each(sorted(teachers), lambda cell: self.teach(*cell))
         # Arms one after the other: what is asked for is there before what it costs most to know.
-        self.each(itertools.product(ON_TASKS, cells), lambda cell: self.compare(cell[0], *cell[1]))
+        self.each(itertools.product(self.given.mixkd_arms, cells), lambda cell: self.compare(cell[0], *cell[1]))
 
     def compare(self, arm: str, seed: int, share: float, task: str) -> None:
         """An arm with one seed; with few examples its teacher has seen no more than these."""

@@ -180,7 +180,7 @@ def mixkd_table(mixed: Mapping[tuple[str, str], Runs]) -> str:
     places = sorted({place for place, _ in mixed})
     if not places:
         return ""
-    arms = [arm for arm in ON_TASKS if any((place, arm) in mixed for place in places)]
+    arms = [arm for arm in ON_TASKS if any(mixed.get((place, arm)) for place in places)]
     lines = [line(["task", "examples", *(ON_TASKS[arm] for arm in arms), GAIN]), "|:--|" + "--:|" * (len(arms) + 2)]
     for place in places:
         task, _, share = place.rpartition("-")

@@ -88,6 +88,9 @@ def to_the_end(run: Callable[[], None], debug: bool) -> int:
             exit_reason.tell_launcher(EXIT_CODES["STOP"], "STOP-SIGNAL", what)
             console.call_out(f"homodistil_ds: {what}")
         return EXIT_CODES["STOP"]
+    except Exception:
+        traceback.print_exc()
+        return 1
     if first:
         exit_reason.tell_launcher(0, "DONE", "the run is complete")
     return 0

@@ -45,9 +45,9 @@ class Stage:
     After the steps in `leaves` the student, as it is then, is left behind: `leave(step)` writes it.
     `runs` is what the forward pass is told of each student that shares the engine's weights; one, told nothing, unless
     the engine holds several.
-    `measure(student, teacher)` gives the figures of what is not trained on. `loop_seconds` and `loop_cpu_seconds` are
-    what `run` took on this rank (`methods.running` notes it), `measured_seconds` and `measured_cpu_seconds` the part of
-    it that `evaluate` took; `peak_bytes` is the most memory that a rank held in it.
+    `measure(student, teacher)` gives the figures of what is not trained on. `loop` is what `run` took on this rank
+    (`methods.running` notes it), `measured` the part of it that `evaluate` took; `peak_bytes` is the most memory that a
+    rank held in it.
     """
 
     config: RunConfig
@@ -71,11 +71,9 @@ class Stage:
     layer_map: tuple[int, ...] = ()
     first_step: int = 1
     history: list[dict[str, float]] = field(default_factory=list)
-    loop_seconds: float = 0.0
-    loop_cpu_seconds: float = 0.0
     peak_bytes: int = 0
-    measured_seconds: float = 0.0
-    measured_cpu_seconds: float = 0.0
+    loop: pace.Spent = field(default_factory=pace.Spent)
+    measured: pace.Spent = field(default_factory=pace.Spent)
     pace: pace.Pace = field(default_factory=pace.Pace)
 
     def run(self) -> None:
@@ -287,12 +285,11 @@ class Stage:
         def taught(*shown: torch.Tensor) -> Activations:
             return self.teach(*shown, reads=frozenset({self.objective.logits}))
 
-        wall, cpu = time.perf_counter(), time.process_time()
+        self.measured.begin()
         self.engine.eval()
         values = self.measure(own, taught if self.teacher is not None else None)
         self.engine.train()
-        self.measured_seconds += time.perf_counter() - wall
-        self.measured_cpu_seconds += time.process_time() - cpu
+        self.measured.lap()
         self.history.append({"step": step, **values, **self.kept()})
         self.monitor.scalars(step, {f"heldout/{name}": value for name, value in values.items()})
         text = "  ".join(f"{name} {value:.4f}" for name, value in values.items())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from homodistil_ds.pruning.pruner import Pruner
 from homodistil_ds.runtime import carry, checkpoint, ds_config, guard, memory, ranks
 from homodistil_ds.runtime.carry import Progress
 from homodistil_ds.runtime.engine import Engine
+from homodistil_ds.runtime.pace import Spent
 from homodistil_ds.stage import Stage
 
 
@@ -46,6 +46,7 @@ def train(run: Run, stage: Stage) -> None:
     if found is not None:
         stage.first_step = found.step + 1
         stage.history = found.state["history"]
+        stage.loop, stage.measured = (Spent(**found.state.get(name, {})) for name in ("loop", "measured"))
         run.monitor.line(f"going on after step {found.step}, from {found.folder}")
         # Only now: nothing can refuse this start any more.
         if is_own(found, run.run_dir):
@@ -55,11 +56,11 @@ def train(run: Run, stage: Stage) -> None:
         guard.watch(*filter(None, (run.run_dir, run.within)))
     guard.defer()
     memory.forget_peak()
-    wall, cpu = time.perf_counter(), time.process_time()
+    stage.loop.begin()
     with stage.watchdog:
         stage.run()
     guard.act_at_once()  # the last checkpoint is written, and what follows can be done again
-    stage.loop_seconds, stage.loop_cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
+    stage.loop.lap()
     stage.peak_bytes = -ranks.smallest(-memory.peak_bytes())
 
 
@@ -76,6 +77,7 @@ def fill(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> None:
 def saved(run: Run, stage: Stage, step: int, more: Mapping[str, torch.Tensor] | None = None) -> Path:
     """Write a checkpoint after `step`, with `more` tensors that all ranks have; all call it. Returns its folder."""
     pruner = stage.pruner
+    stage.loop.lap()
     state = {
         "step": step,
         "physical": vars(pruner.masks.physical() if pruner else stage.widths()),
@@ -86,6 +88,8 @@ def saved(run: Run, stage: Stage, step: int, more: Mapping[str, torch.Tensor] | 
         "events": pruner.events if pruner else [],
         "progress": dataclasses.asdict(carry.progress(stage.engine)),
         "history": stage.history,
+        "loop": dataclasses.asdict(stage.loop),
+        "measured": dataclasses.asdict(stage.measured),
         "config": dataclasses.asdict(run.config),
         "corpus": run.fingerprint,
         "sequences_seen": step * run.config.global_batch_size,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import json
 import os
 import sys
@@ -13,6 +14,7 @@ from typing import Any, NoReturn
 from homodistil_ds.runtime import claim
 
 FILE_NAME = "exit_reason.json"
+UNWRITTEN = 120  # Python's own code
 VARIABLE = "HOMODISTIL_EXIT_REASON"  # a file that a job script reads
 
 
@@ -49,10 +51,16 @@ def leave(code: int) -> NoReturn:
     """End this process with this code, once all is written and closed, without the interpreter's own tear-down.
 
     DeepSpeed holds its process groups to the end, and their threads with them. One that gives a tensor back while the
-    interpreter is torn down aborts the process, and the launcher counts a complete run as failed.
+    interpreter is torn down aborts the process, and the launcher counts a complete run as failed. As Python does, it
+    turns success into UNWRITTEN if a stream cannot take the rest.
     """
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or nobody reads it any more
-            stream.flush()
-    os._exit(code)
+    try:
+        atexit._run_exitfuncs()
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                code = code or UNWRITTEN
+        ctypes.CDLL(None).fflush(None)  # what C++ has printed
+    finally:  # a signal may still raise
+        os._exit(code)

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -21,6 +22,24 @@ NOTICEABLE, LEAST_SECONDS = 0.05, 0.01  # lost to it, of a step's time and at al
 PATIENCE = 3  # logging intervals in a row
 SMALL_WORLD = 16  # ranks that get a curve each
 SAMPLES = 64  # forward passes timed per logging interval on a GPU
+
+
+@dataclass
+class Spent:
+    """Seconds of this rank, by the clock and of its CPU time, over all starts of a run."""
+
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    def begin(self) -> None:
+        self._since = time.perf_counter(), time.process_time()
+
+    def lap(self) -> None:
+        """Add what has passed since `begin`, or since the lap before."""
+        wall, cpu = self._since
+        self.begin()
+        self.seconds += self._since[0] - wall
+        self.cpu_seconds += self._since[1] - cpu
 
 
 class Pace:

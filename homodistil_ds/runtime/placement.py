@@ -5,6 +5,7 @@ It builds and fills modules without any rank ever holding one whole; what the mo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -53,7 +54,7 @@ class Sizes:
         """Bytes of it in the memory of a rank's own device."""
         if placement == "cpu_offload" and self.on_gpu:
             return 0
-        return self.teacher_bytes // parts(placement, self.world_size, self.ranks_per_node)
+        return math.ceil(self.teacher_bytes / parts(placement, self.world_size, self.ranks_per_node))
 
 
 def choose(asked: str, sizes: Sizes) -> str:

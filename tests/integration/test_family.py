@@ -84,6 +84,10 @@ def test_a_resumed_descent_leaves_the_same_students(
         row | {"tokens_per_second": new["tokens_per_second"]}
         for row, new in zip(facts(straight)["family"], facts(out)["family"], strict=True)
     ]
+    before = json.loads(Path(checkpoint, "state.json").read_text(encoding="utf-8"))
+    assert facts(out)["loop_cpu_seconds"] > before["loop"]["cpu_seconds"] > 0, (
+        "what a run takes is that of all its starts"
+    )
 
 
 def test_an_assistant_teaches_what_is_smaller_on_two_ranks_in_pieces(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from homodistil_ds.runtime.exit_reason import FILE_NAME, write_exit_reason
 
@@ -50,3 +53,31 @@ print("flushed", end=", ")
         command = [sys.executable, "-c", code.format(end=end)]
         left = subprocess.run(command, capture_output=True, text=True, check=False)
         assert (left.returncode, sorted(left.stdout.split(", ")), left.stderr) == (75, sorted(said.split(", ")), "")
+
+
+@pytest.mark.parametrize(("code", "left_with"), [(0, 120), (7, 7)])
+def test_words_that_cannot_be_written_are_no_success(code: int, left_with: int) -> None:
+    script = f"from homodistil_ds.runtime.exit_reason import leave; print('the plan'); leave({code})"
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        left = subprocess.run([sys.executable, "-c", script], stdout=full, env=buffered, check=False)
+    assert left.returncode == left_with
+
+
+def test_what_c_has_printed_arrives_and_a_signal_changes_nothing_any_more() -> None:
+    script = """
+import atexit, ctypes, os, signal, sys
+from homodistil_ds.runtime.exit_reason import leave
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+ctypes.CDLL(None).printf(b"from C")
+class Stream:
+    def flush(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+sys.stderr = Stream()
+leave(0)
+"""
+    left = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert left.returncode == 0
+    script = script.replace("sys.stderr = Stream()", "")
+    left = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (left.returncode, left.stdout) == (0, "from C")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 import torch
 
-from homodistil_ds.runtime.pace import PATIENCE, Pace, curves, evenness, warning
+from homodistil_ds.runtime.pace import PATIENCE, Pace, Spent, curves, evenness, warning
 
 
 def rows(*own: float, step: float = 1.0) -> torch.Tensor:
@@ -99,3 +101,18 @@ def test_on_a_gpu_events_are_read_when_logging_and_those_not_reached_are_passed_
                 pass
     assert pace.take()[1] == pytest.approx(0.04), "two passes a step, most of them timed"
     assert pace.take()[1] == 0.0
+
+
+def test_what_was_spent_goes_on_from_an_earlier_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter((10.0, 12.5, 20.0, 30.0, 30.0))
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("time.process_time", lambda: 0.0)
+    spent = Spent(seconds=100.0, cpu_seconds=7.0)
+    spent.begin()
+    spent.lap()
+    assert asdict(spent) == {"seconds": 102.5, "cpu_seconds": 7.0}
+    spent.lap()
+    assert spent.seconds == 110.0, "laps leave nothing out"
+    spent.begin()
+    spent.lap()
+    assert spent.seconds == 110.0

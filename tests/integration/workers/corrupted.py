@@ -10,6 +10,7 @@ import torch
 from homodistil_ds.command import main
 from homodistil_ds.pruning.importance import Importance
 from homodistil_ds.runtime import ranks
+from homodistil_ds.runtime.exit_reason import leave
 
 BROKEN_RANK, FROM_UPDATE = 1, 5
 
@@ -29,4 +30,4 @@ def broken(self: Importance, score: torch.Tensor) -> None:
 Importance.update = broken  # type: ignore[method-assign]
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))
