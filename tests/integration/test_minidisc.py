@@ -56,7 +56,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def two(values: dict[str, Any], folder: Path) -> Results:
     """Stopped in the trial after its step 2, and in what follows after its step 3; and between the two."""
-    pairs = {"teacher": values["teacher"].replace("-2", "-1"), "task": values["task"] | {"name": REGRESSION}}
+    one_number = str(Path(values["teacher"]).with_name("teacher-1"))
+    pairs = {"teacher": one_number, "task": values["task"] | {"name": REGRESSION}}
     cases: dict[str, Any] = {
         REGRESSION: {"machine": machine(1), "config": pairs},
         "elastic": {"machine": machine(1), "stops": [3], "ends": False},
