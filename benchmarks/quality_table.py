@@ -181,12 +181,13 @@ def mixkd_table(mixed: Mapping[tuple[str, str], Runs]) -> str:
     if not places:
         return ""
     arms = [arm for arm in ON_TASKS if any(mixed.get((place, arm)) for place in places)]
-    lines = [line(["task", "examples", *(ON_TASKS[arm] for arm in arms), GAIN]), "|:--|" + "--:|" * (len(arms) + 2)]
+    heads = ["task", "examples", *(ON_TASKS[arm] for arm in arms), *([GAIN] if {"MixKD", "KD"} <= set(arms) else [])]
+    lines = [line(heads), "|:--|" + "--:|" * (len(heads) - 1)]
     for place in places:
         task, _, share = place.rpartition("-")
         found = {arm: mixed.get((place, arm), {}).get(task, []) for arm in arms}
-        gain = gains(found.get("MixKD", []), found.get("KD", []))
-        lines.append(line([task, f"{float(share):.0%}", *map(scored, found.values()), gain]))
+        gain = [gains(found["MixKD"], found["KD"])] if GAIN in heads else []
+        lines.append(line([task, f"{float(share):.0%}", *map(scored, found.values()), *gain]))
     return "\n".join([*lines, "", OF_MIXKD])
 
 

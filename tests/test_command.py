@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from homodistil_ds.command import parse
+from homodistil_ds.command import parse, to_the_end
 from homodistil_ds.errors import HomodistilError
 
 
@@ -35,3 +35,11 @@ def test_a_teacher_cache_is_a_fact_of_the_machine_and_of_distillation_alone() ->
     with pytest.raises(HomodistilError, match="--method pretrain") as raised:
         parse(["--teacher-cache", "caches/mine", "--preset", "correct_teacher"], first=True)
     assert raised.value.error_id == "CFG-CACHE"
+
+
+def test_an_error_that_nobody_foresaw_shows_its_traceback_and_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
+    def run() -> None:
+        raise ZeroDivisionError("nobody thought of it")
+
+    assert to_the_end(run, debug=False) == 1
+    assert "ZeroDivisionError: nobody thought of it" in capsys.readouterr().err

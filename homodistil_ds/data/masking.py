@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from homodistil_ds.data.draws import mix, of_rows
-from homodistil_ds.data.predicted import Batch, NextTokens, Prediction
+from homodistil_ds.data.predicted import Batch, NextTokens, Prediction, named
 from homodistil_ds.data.spans import said_of, spans_for
 from homodistil_ds.errors import HomodistilError
 
@@ -73,7 +73,7 @@ def masking_for(tokenizer: PreTrainedTokenizerBase, vocabulary_size: int, probab
     if tokenizer.mask_token_id is None:
         raise HomodistilError(
             "DATA-NO-MASK-TOKEN",
-            f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has no mask token",
+            f"{named(tokenizer)} has no mask token",
             "Use a teacher trained as a masked language model, with its own tokenizer.",
         )
     # The embedding may be padded beyond the tokenizer; ids without a token are no replacement.

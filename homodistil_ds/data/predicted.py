@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -64,3 +65,8 @@ class NextTokens:
 
     def share(self, length: int) -> float:
         return (length - 1) / length
+
+
+def named(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What errors call it: where it comes from, else its class."""
+    return f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__}"

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from homodistil_ds.data.draws import mix, of_rows
-from homodistil_ds.data.predicted import Batch
+from homodistil_ds.data.predicted import Batch, named
 from homodistil_ds.errors import HomodistilError
 
 MEAN_SPAN = 3  # tokens; T5, arXiv 1910.10683, section 3.3.4
@@ -100,24 +100,23 @@ def spans_for(tokenizer: PreTrainedTokenizerBase, start: int | None, probability
     Raises HomodistilError: DATA-SENTINELS for a tokenizer without an end or without as many of <extra_id_0>, ... as a
     row has spans, and for one that puts tokens of its own around texts, which would be taken for text.
     """
-    named = tokenizer.name_or_path or type(tokenizer).__name__
     matches = ((_SENTINEL.fullmatch(name), id) for name, id in tokenizer.get_vocab().items())
     found = {int(match[1]): int(id) for match, id in matches if match}
     lacking = "<extra_id_0>" if not found else "a token for the end of a text" if tokenizer.eos_token_id is None else ""
     if lacking or start is None:
-        what = f"the tokenizer {named} lacks {lacking}" if lacking else "config.json has no decoder_start_token_id"
+        what = f"{named(tokenizer)} lacks {lacking}" if lacking else "config.json has no decoder_start_token_id"
         raise HomodistilError("DATA-SENTINELS", what, "Use a T5 with its own tokenizer and configuration.")
     if tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None:
         raise HomodistilError(
             "DATA-SENTINELS",
-            f"the tokenizer {named} begins and ends texts with tokens of its own, which T5's objective does not know",
+            f"{named(tokenizer)} begins and ends texts with tokens of its own, which T5's objective does not know",
             "Use a T5 with T5's own tokenizer.",
         )
     _, spans = counts(length, probability)
     if spans > len(found):
         raise HomodistilError(
             "DATA-SENTINELS",
-            f"rows of {length} tokens have {spans} spans, the tokenizer {named} names {len(found)}",
+            f"rows of {length} tokens have {spans} spans, {named(tokenizer)} names {len(found)}",
             "Use a shorter --sequence_length or a lower --mask_probability.",
         )
     return Spans(tuple(found[number] for number in sorted(found)), int(tokenizer.eos_token_id), start, probability)
