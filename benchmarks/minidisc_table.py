@@ -160,38 +160,36 @@ def choices_table(settings: Sequence[Setting]) -> str:
     lines = [line(heads), "|:--|--:|--:|--:|" + "--:|" * (len(WEIGHTS) + 2)]
     for name, target in cells_of(settings):
         own = [setting for setting in settings if setting.name == name]
-        fixed = [float(arm.removeprefix(ASSISTANT)) for arm in taught]
+        lines.append(line([name, f"{target:g}", *choices(own, target, taught)]))
+    unit = "hundredths" if settings[0].better > 0 else "nats"
+    said = f"Regret in {unit}: what the best assistant of the same seed is better by."
+    return "\n".join([*lines, "", f"{said} {trial_costs(settings, taught)}"])
 
-        def mean(scale: float, own: Sequence[Setting] = own, target: float = target) -> float:
-            return statistics.mean(one.better * one.scores[f"{ASSISTANT}{scale:g}"][target] for one in own)
 
-        picks = [one.choice(PUBLISHED, target) for one in own]
-        gaps = [one.by_gap(target) for one in own]
-        regrets = [[one.regret(one.choice(weight, target), target) for one in own] for weight in WEIGHTS]
-        of_gap = [one.regret(scale, target) for one, scale in zip(own, gaps, strict=True)]
-        lines.append(
-            line(
-                [
-                    name,
-                    f"{target:g}",
-                    f"{max(fixed, key=mean):g}",
-                    ", ".join(f"{scale:g}" for scale in picks),
-                    *(shown(values, own[0].better) for values in regrets),
-                    ", ".join(sorted({f"{scale:g}" for scale in gaps})),
-                    shown(of_gap, own[0].better),
-                ]
-            )
-        )
-    one = settings[0]
+def choices(own: Sequence[Setting], target: float, taught: Sequence[str]) -> list[str]:
+    """The cells of one task and target: the best assistant over all seeds, what each rule takes, what that loses."""
+    best = max(taught, key=lambda arm: statistics.mean(one.better * one.scores[arm][target] for one in own))
+    gaps = [one.by_gap(target) for one in own]
+    regrets = [[one.regret(one.choice(weight, target), target) for one in own] for weight in WEIGHTS]
+    of_gap = [one.regret(scale, target) for one, scale in zip(own, gaps, strict=True)]
+    return [
+        best.removeprefix(ASSISTANT),
+        ", ".join(f"{one.choice(PUBLISHED, target):g}" for one in own),
+        *(shown(values, own[0].better) for values in regrets),
+        ", ".join(sorted({f"{scale:g}" for scale in gaps})),
+        shown(of_gap, own[0].better),
+    ]
+
+
+def trial_costs(settings: Sequence[Setting], taught: Sequence[str]) -> str:
+    """What a choice costs in all, and what trying every assistant does."""
     trial = statistics.mean(setting.seconds["trial"] for setting in settings)
     each = statistics.mean(setting.seconds[arm] for setting in settings for arm in taught)
     direct = statistics.mean(setting.seconds["direct"] for setting in settings)
-    costs = (
+    return (
         f"CPU seconds, mean of {len(settings)}: direct {direct:.0f} (1 run), the trade-off's choice {trial + each:.0f} "
         f"(1 trial and 1 run), every assistant {trial + len(taught) * each:.0f} (1 trial and {len(taught)} runs)."
     )
-    unit = "hundredths" if one.better > 0 else "nats"
-    return "\n".join([*lines, "", f"Regret in {unit}: what the best assistant of the same seed is better by. {costs}"])
 
 
 def family_table(settings: Sequence[Setting]) -> str:

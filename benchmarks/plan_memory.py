@@ -1,4 +1,4 @@
-"""Is the planner's memory true? Peaks of real runs beside those that were planned, over shapes, stages and ranks.
+"""Is the plan true? Peaks and times of real runs beside those that were planned, over shapes, stages and ranks.
 
     python benchmarks/plan_memory.py --output_dir runs/plan_memory                     # every case, some 10 minutes
     python benchmarks/plan_memory.py --output_dir runs/plan_memory --only bert-2-1 llama-3-2
@@ -184,7 +184,8 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
 
 def line(row: dict[str, Any]) -> str:
     planned, measured, framework = (f"{row[name] / 2**20:,.0f}" for name in ("planned", "measured", "framework"))
-    return f"| {row['case']} | {framework} | {planned} | {measured} | {row['off_by']:+.1%} |"
+    times = [f"{step['planned']:.2f} / {step['measured']:.2f}" for step in row["step_seconds"]]
+    return f"| {row['case']} | {framework} | {planned} | {measured} | {row['off_by']:+.1%} | {', '.join(times)} |"
 
 
 def main() -> None:
@@ -192,7 +193,8 @@ def main() -> None:
     flags.add_argument("--output_dir", type=Path, required=True)
     flags.add_argument("--only", nargs="+", choices=[case.name for case in (*CASES, LARGE)])
     given = flags.parse_args()
-    print("| model-stage-ranks | process without a model, MiB | planned | measured | off by |\n|:--|--:|--:|--:|--:|")
+    heads = "model-stage-ranks | process without a model, MiB | planned | measured | off by"
+    print(f"| {heads} | s per step between cuts, planned / measured |\n|:--|--:|--:|--:|--:|:--|")
     rows = []
     chosen = [case for case in (*CASES, LARGE) if case.name in given.only] if given.only else CASES
     for case in chosen:

@@ -1,4 +1,4 @@
-"""One run of plan_memory.py: plans itself, trains, and writes planned and measured bytes. Runs under torchrun.
+"""One run of plan_memory.py: plans itself, trains, and writes what was planned and measured. Runs under torchrun.
 
 It ends with the training loop: what a run does with its student afterwards is not what was planned.
 """
@@ -6,8 +6,12 @@ It ends with the training loop: what a run does with its student afterwards is n
 from __future__ import annotations
 
 import json
+import statistics
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from homodistil_ds import methods
 from homodistil_ds.command import parse
@@ -15,7 +19,7 @@ from homodistil_ds.methods import homodistil
 from homodistil_ds.methods.setting import Setting
 from homodistil_ds.planning.devices import this_cpu
 from homodistil_ds.planning.job import job_of
-from homodistil_ds.planning.plan import plan_of
+from homodistil_ds.planning.plan import Plan, plan_of
 from homodistil_ds.runtime import engine, exit_reason, launch, ranks
 from homodistil_ds.stage import Stage
 
@@ -28,11 +32,37 @@ def leave(setting: Setting, stage: Stage) -> None:
         engine.dispose(stage.teacher)
 
 
+def timed(stage: type[Stage]) -> list[float]:
+    """Where the seconds of each optimizer step will be: its passes and its update, as they are planned."""
+    seconds: list[float] = []
+    attempt = stage.attempt
+
+    def clocked(self: Stage, step: int) -> Any:
+        began = time.perf_counter()
+        found = attempt(self, step)
+        seconds.append(time.perf_counter() - began)
+        return found
+
+    stage.attempt = clocked  # type: ignore[method-assign]
+    return seconds
+
+
+def per_step(plan: Plan, seconds: Sequence[float]) -> list[dict[str, float]]:
+    """Of every phase, without its first step, in which engines and kernels are set up."""
+    return [
+        {"planned": phase.pace.seconds, "measured": statistics.median(seconds[phase.first : phase.last])}
+        for phase in plan.phases
+        if phase.steps > 1
+    ]
+
+
 def main() -> None:
     result, *flags = sys.argv[1:]
     config, machine = parse(flags, launch.is_first_rank())
     with methods.process_group(config.method):
         plan = plan_of(job_of(config, machine, nodes=1, ranks_per_node=ranks.world_size(), device=this_cpu()))
+
+        seconds = timed(Stage)
 
         def ended(setting: Setting, stage: Stage) -> None:
             found = {
@@ -40,11 +70,12 @@ def main() -> None:
                 "measured": stage.peak_bytes,
                 "framework": plan.job.device.framework,
                 "items": dict(plan.phases[0].footprint.items),
+                "step_seconds": per_step(plan, seconds),
             }
             ranks.on_first(lambda: Path(result).write_text(json.dumps(found), encoding="utf-8"))
             leave(setting, stage)
 
-        homodistil.finish = ended  # type: ignore[assignment]
+        homodistil.finish = ended
         methods.run_method(config, machine, "")
 
 
