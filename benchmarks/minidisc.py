@@ -5,16 +5,17 @@
     python benchmarks/minidisc.py --output_dir runs/minidisc --table                   # what there is so far
 
 Every cell is a run directory made by the real commands, one process with one thread each, --jobs at a time; what is
-complete is not repeated. A trial leaves a student of every scale; each of those above the targets then teaches the
-targets, whichever the trade-off prefers, so the choice is judged against the best that could have been chosen. Direct
+complete is not repeated. A trial leaves a student of every scale; each of them but the last then teaches the targets
+below it, whichever the trade-off prefers, so the choice is judged against the best that could have been chosen. Direct
 distillation has as many steps, and in an arm of its own twice as many, which is what a trial and a second run have.
+What judges a trial on a task is held out of the training examples, and its teacher has not seen it either.
 """
 
 import argparse
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from quality_cells import (
 )
 from transformers import AutoConfig
 
+from homodistil_ds.methods.minidisc import HELD_OUT_SHARE
 from homodistil_ds.models.families import plan_for
 from homodistil_ds.models.loading import folder_of
 
@@ -58,7 +60,6 @@ def flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--teacher", default="builtin", help="of language, whose fine-tuned versions teach the tasks")
-    parser.add_argument("--task_teachers", type=Path, help="folder with <task>-0/student of each task, if there is one")
     parser.add_argument("--corpus", nargs="+", default=["builtin"])
     parser.add_argument("--data", help="folder of GLUE task folders, or a hub data set")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
@@ -98,54 +99,62 @@ class Bench:
         path.write_text(json.dumps(own, indent=1) + "\n")
 
     def tasks(self) -> None:
-        self.each(self.given.tasks, self.task_teacher)
+        self.each(self.given.tasks, self.make_task_teacher)
         cells = list(itertools.product(self.given.tasks, self.given.seeds))
         self.each(cells, lambda cell: self.on_task(*cell))
 
     def task_teacher(self, task: str) -> str:
         """The folder of the teacher that has learnt a task."""
-        if self.given.task_teachers:
-            return str(self.given.task_teachers / f"{task}-0" / "student")
-        folder = self.folder / "teachers"
-        self.fine_tune(folder, self.given.teacher, task, [0], keep=True)
-        return str(folder / f"{task}-0" / "student")
+        return str(self.folder / "teachers" / task / "student")
 
-    def on_task(self, task: str, seed: int) -> None:
-        """The trial, direct distillation with as many steps and with twice as many, and every assistant's turn."""
-        teacher, place = self.task_teacher(task), self.folder / "tasks" / task / str(seed)
+    def make_task_teacher(self, task: str) -> None:
+        values = {"preset": "finetune", "model": self.given.teacher, **self.of(task)}
+        self.train(self.folder / "teachers" / task, values)
+
+    def of(self, task: str, times: float = 1.0) -> dict[str, Any]:
+        """What all runs on a task have in common; `times` the epochs."""
         share = SHARES.get(task, 1.0)
-        common = {
-            "preset": "minidisc",
-            "assistant": "none",
+        return {
             "task.name": task,
             "task.data": self.given.data,
             "task.fraction": share,
+            "task.held_out": HELD_OUT_SHARE,
+            "task.epochs": times * self.given.epochs * epochs(task, share),
             "learning_rate": self.given.learning_rate,
+            "sequence_length": self.given.sequence_length,
             "eval_interval": 0,
-            "seed": seed,
         }
-        whole = self.given.epochs * epochs(task, share)
 
-        def run(name: str, family: str, times: float = 1.0, **more: Any) -> Path:
-            values = {"teacher": teacher, "family": family, "task.epochs": times * whole, **common, **more}
-            return self.train(place / name, values)
+    def on_task(self, task: str, seed: int) -> None:
+        """The trial, direct distillation with as many steps and with twice as many, and every assistant's turn."""
+        place, teacher = self.folder / "tasks" / task / str(seed), self.task_teacher(task)
+        common = {"preset": "minidisc", "assistant": "none", "seed": seed}
 
-        trial = run("trial", self.family, **{"task.held_out": 0.1})
-        run("direct", self.targets)
-        run("direct-twice", self.targets, times=2.0)
-        for scale in self.given.scales:
-            student = trial / "students" / f"{scale:g}"
-            run(f"assistant-{scale:g}", self.targets, teacher=str(student), scales_of=teacher)
+        def run(name: str, family: str, times: float = 1.0, **more: Any) -> None:
+            self.train(place / name, {"teacher": teacher, "family": family, **self.of(task, times), **common, **more})
+
+        run("trial", self.family)
+        # All but the trial, which chooses, learn from every example that is used and are judged by the development set.
+        whole = {"task.held_out": 0.0}
+        run("direct", self.targets, **whole)
+        run("direct-twice", self.targets, times=2.0, **whole)
+        for scale, below in self.assistants():
+            student = place / "trial" / "students" / f"{scale:g}"
+            run(f"assistant-{scale:g}", below, teacher=str(student), scales_of=teacher, **whole)
         self.forget(place)
+
+    def assistants(self) -> list[tuple[float, str]]:
+        """Every scale that may teach, with the targets below it."""
+        scales = [*self.given.scales, *self.given.targets[:-1]]
+        return [(scale, scales_text(target for target in self.given.targets if target < scale)) for scale in scales]
 
     def text(self) -> None:
         """The same on the path of one homotopic descent, and the smallest target alone, for the family's cost."""
         prepare_corpus(self.given, self.given.teacher)
         self.each(self.given.seeds, lambda seed: self.distil("trial", self.family, seed))
-        seconds = [(f"assistant-{scale:g}", scale) for scale in self.given.scales]
         alone = [(f"alone-{target:g}", f"{target:g}", 1, None) for target in self.given.targets]
         direct = [("direct", self.targets, 1, None), ("direct-twice", self.targets, 2, None)]
-        taught = [(name, self.targets, 1, scale) for name, scale in seconds]
+        taught = [(f"assistant-{scale:g}", below, 1, scale) for scale, below in self.assistants()]
         cells = itertools.product([*direct, *taught, *alone], self.given.seeds)
         self.each(cells, lambda cell: self.distil(cell[0][0], cell[0][1], cell[1], cell[0][2], cell[0][3]))
 
@@ -173,24 +182,24 @@ class Bench:
 
     def text_on_tasks(self) -> None:
         """The students of the first seed's descents at every target, fine-tuned."""
-        arms = ["direct", "direct-twice", *(f"assistant-{scale:g}" for scale in self.given.scales)]
-        cells = itertools.product(arms, self.given.targets, self.given.tasks)
-        self.each(cells, lambda cell: self.learn(*cell))
+        arms = [("direct", self.targets), ("direct-twice", self.targets)]
+        arms += [(f"assistant-{scale:g}", below) for scale, below in self.assistants()]
+        models = [(arm, float(target)) for arm, targets in arms for target in targets.split(",")]
+        cells = itertools.product(models, self.given.tasks)
+        self.each(cells, lambda cell: self.learn(*cell[0], cell[1]))
 
     def learn(self, arm: str, target: float, task: str) -> None:
         last = target == self.given.targets[-1]
         own = self.folder / "text" / str(self.given.seeds[0]) / arm
         folder = self.folder / "text_on_tasks" / f"{arm}-at-{target:g}"
         model = own / "student" if last else own / "students" / f"{target:g}"
-        self.fine_tune(folder, str(model), task, self.given.seeds)
+        self.cells.learn(folder, str(model), task, "finetune", self.given.seeds, SHARES.get(task, 1.0))
 
     def cost(self) -> None:
         if not (self.folder / "cost.json").exists():
+            self.make_task_teacher("MRPC")
             found = measure(self.folder / "cost", self.task_teacher("MRPC"), self.given.data)
             (self.folder / "cost.json").write_text(json.dumps(found, indent=1) + "\n")
-
-    def fine_tune(self, folder: Path, model: str, task: str, seeds: Sequence[int], keep: bool = False) -> None:
-        self.cells.learn(folder, model, task, "finetune", seeds, SHARES.get(task, 1.0), keep=keep)
 
     def train(self, place: Path, values: dict[str, Any]) -> Path:
         """One run, unless it is complete; its folder."""

@@ -42,23 +42,26 @@ class Setting:
 
     def choice(self, weight: float, target: float) -> float:
         """The scale that (M2) takes above a target."""
-        above = [place for place, scale in enumerate(self.scales) if scale > target and self.taught(scale)]
+        above = [place for place, scale in enumerate(self.scales) if scale > target]
         return self.scales[above[best_assistant([self.trade(place, weight) for place in above])]]
 
-    def by_gap(self, target: float) -> float:
-        places = [place for place, scale in enumerate(self.scales) if scale >= target and self.taught(scale, target)]
-        return self.scales[places[assistant_by_gap([self.parameters[place] for place in places])]]
+    def stops(self, weight: float, target: float) -> bool:
+        """Whether the target itself has the best trade-off, where the published code ends after the trial."""
+        there = [place for place, scale in enumerate(self.scales) if scale >= target]
+        return best_assistant([self.trade(place, weight) for place in there]) == len(there) - 1
 
-    def taught(self, scale: float, target: float | None = None) -> bool:
-        """Whether this scale has taught, or is the target."""
-        return scale == target or f"{ASSISTANT}{scale:g}" in self.scores
+    def by_gap(self, target: float) -> float:
+        there = [place for place, scale in enumerate(self.scales) if scale >= target]
+        return self.scales[there[assistant_by_gap([self.parameters[place] for place in there])]]
 
     def trade(self, place: int, weight: float) -> float:
         return trade_off(self.metrics[place], self.kept[place], weight)
 
     def regret(self, scale: float, target: float) -> float:
         """How much better the best fixed choice is than this one."""
-        found = [self.better * own[target] for arm, own in self.scores.items() if arm.startswith(ASSISTANT)]
+        found = [
+            self.better * own[target] for arm, own in self.scores.items() if arm.startswith(ASSISTANT) and target in own
+        ]
         return max(found) - self.better * self.scores[f"{ASSISTANT}{scale:g}"][target]
 
 
@@ -104,8 +107,14 @@ def setting_of(place: Path, better: int) -> Setting:
             for arm, report in reports.items()
             if arm != "trial"
         },
-        seconds={arm: report["loop_cpu_seconds"] - report["measured_cpu_seconds"] for arm, report in reports.items()},
+        seconds={arm: training_seconds(report) for arm, report in reports.items()},
     )
+
+
+def training_seconds(report: Mapping[str, Any]) -> float:
+    """CPU seconds, without evaluations along the way, with the ranking of neurons that nested students begin with."""
+    ranked: float = report.get("ranked_cpu_seconds", 0.0)
+    return report["loop_cpu_seconds"] - report["measured_cpu_seconds"] + ranked
 
 
 def metric_of(row: Mapping[str, Any], trial: Mapping[str, Any]) -> float:
@@ -123,7 +132,7 @@ def arms_table(settings: Sequence[Setting]) -> str:
     lines = [line(["", "at", *(arm.replace("-", " ") for arm in arms)]), "|:--|--:|" + "--:|" * len(arms)]
     for name, target in cells_of(settings):
         own = [setting for setting in settings if setting.name == name]
-        found = [[setting.scores[arm][target] for setting in own if arm in setting.scores] for arm in arms]
+        found = [[setting.scores[arm][target] for setting in own if target in setting.scores[arm]] for arm in arms]
         lines.append(line([name, f"{target:g}", *(shown(values, own[0].better) for values in found)]))
     seconds = [[setting.seconds[arm] for setting in settings if arm in setting.seconds] for arm in arms]
     costs = [f"{statistics.mean(values):.0f}" for values in seconds]
@@ -155,9 +164,9 @@ def choices_table(settings: Sequence[Setting]) -> str:
     taught = [arm for arm in arms_of(settings) if arm.startswith(ASSISTANT)] if settings else []
     if not taught:
         return ""
-    heads = ["", "at", "best fixed in hindsight", f"chosen at {PUBLISHED:g} (by seed)"]
+    heads = ["", "at", "best fixed in hindsight", f"chosen at {PUBLISHED:g} (by seed)", "published code stops"]
     heads += [f"regret at {weight:g}" for weight in WEIGHTS] + ["capacity gap chooses", "its regret"]
-    lines = [line(heads), "|:--|--:|--:|--:|" + "--:|" * (len(WEIGHTS) + 2)]
+    lines = [line(heads), "|:--|--:|--:|--:|--:|" + "--:|" * (len(WEIGHTS) + 2)]
     for name, target in cells_of(settings):
         own = [setting for setting in settings if setting.name == name]
         lines.append(line([name, f"{target:g}", *choices(own, target, taught)]))
@@ -168,13 +177,15 @@ def choices_table(settings: Sequence[Setting]) -> str:
 
 def choices(own: Sequence[Setting], target: float, taught: Sequence[str]) -> list[str]:
     """The cells of one task and target: the best assistant over all seeds, what each rule takes, what that loses."""
-    best = max(taught, key=lambda arm: statistics.mean(one.better * one.scores[arm][target] for one in own))
+    able = [arm for arm in taught if target in own[0].scores[arm]]
+    best = max(able, key=lambda arm: statistics.mean(one.better * one.scores[arm][target] for one in own))
     gaps = [one.by_gap(target) for one in own]
     regrets = [[one.regret(one.choice(weight, target), target) for one in own] for weight in WEIGHTS]
     of_gap = [one.regret(scale, target) for one, scale in zip(own, gaps, strict=True)]
     return [
         best.removeprefix(ASSISTANT),
         ", ".join(f"{one.choice(PUBLISHED, target):g}" for one in own),
+        f"{sum(one.stops(PUBLISHED, target) for one in own)} of {len(own)}",
         *(shown(values, own[0].better) for values in regrets),
         ", ".join(sorted({f"{scale:g}" for scale in gaps})),
         shown(of_gap, own[0].better),

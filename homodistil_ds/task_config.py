@@ -1,4 +1,4 @@
-"""The science facts of a task: which one, its data, its losses. Part of RunConfig; read by finetune and mixkd alone."""
+"""The science facts of a task: which one, its data, its losses. Part of RunConfig; read by the methods on a task alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class TaskConfig:
     epochs: float = 3.0
     """Passes over the examples used; decides the steps where --steps is 0."""
     held_out: float = 0.0
-    """Share of the training examples to evaluate on in place of the development set: for choosing hyper-parameters."""
+    """Share of the training examples to evaluate on in place of the development set, for choosing. Which ones is the
+    same for every seed: a teacher that learnt with this share held out has seen none of them."""
     dropout: float = 0.1
     """Of the model that is trained; a teacher has none."""
     predict: bool = True

@@ -71,7 +71,7 @@ class Report:
     train_flops: float
     """Floating-point operations of the training by the cost model: matrix work of teacher, student and projections."""
     loop_seconds: float
-    """Wall time of the training loop alone on rank 0, since the last start: cuts, evaluations and checkpoints too."""
+    """Wall time of the training loop alone on rank 0, over all starts: cuts, evaluations and checkpoints too."""
     loop_cpu_seconds: float
     """CPU time of that process in the same time."""
     measured_seconds: float

@@ -52,10 +52,12 @@ class TaskReport:
     learning_rate: float
     wall_seconds: float
     loop_seconds: float
-    """Wall time of the training loop alone on rank 0, since the last start."""
+    """Wall time of the training loop alone on rank 0, over all starts."""
     loop_cpu_seconds: float
     measured_cpu_seconds: float
     """The part of it that evaluations along the way took."""
+    ranked_cpu_seconds: float
+    """What ranking a teacher's neurons took, before the loop."""
     world_size: int
     zero_stage: int
     precision: str

@@ -124,6 +124,7 @@ def build_report(
         loop_seconds=stage.loop.seconds,
         loop_cpu_seconds=stage.loop.cpu_seconds,
         measured_cpu_seconds=stage.measured.cpu_seconds,
+        ranked_cpu_seconds=stage.ranked.cpu_seconds,
         world_size=ranks.world_size(),
         zero_stage=zero_stage,
         precision=ds_config.precision(setting.ds_config),

@@ -50,19 +50,20 @@ from homodistil_ds.pruning.sandwich import Sandwich, first_indices
 from homodistil_ds.pruning.shrink import cut, export
 from homodistil_ds.runtime import ranks
 from homodistil_ds.runtime.engine import Engine, dispose, read_at_once
+from homodistil_ds.runtime.pace import Spent
 from homodistil_ds.runtime.rounding import in_format, rounded_to
 from homodistil_ds.runtime.shards import full_weights
 from homodistil_ds.stage import Stage
 from homodistil_ds.task_config import TaskLossConfig
 
 RANKED_ON = 64  # batches whose gradients rank the neurons
-HELD_OUT = 0.1  # share of the training examples that chooses the assistant, unless the run names one
+HELD_OUT_SHARE = 0.1  # of the training examples that chooses the assistant, unless the run names one
 
 
 def run(config: RunConfig, machine: Machine, command: str) -> None:
     """The teacher's family; with --assistant it is a trial, judged on held-out training examples."""
     ranks.together(lambda: check_teacher(config))
-    held_out = config.task.held_out or HELD_OUT
+    held_out = config.task.held_out or HELD_OUT_SHARE
     trial = replace(config.task, held_out=held_out, predict=False)
     with_assistant(config, machine, command, descend, model=config.teacher, task=trial, save_student=True)
 
@@ -104,7 +105,10 @@ def descend(config: RunConfig, machine: Machine, command: str, within: Path | No
         ranks.on_first(lambda: hold(within, say))
     plan, source = task_plan(setting.model.config), without_dropout(setting.model).eval()
     its = scores_of(setting, in_float32(source, plan))
+    ranked = Spent()
+    ranked.begin()
     order = order_of(setting, source, plan)
+    ranked.lap()
     source.cpu()
     ordered, stored = cut(source, plan, plan.full, order).eval(), members[0].widths
     objective = Objective(setting.config.task_loss, with_teacher=True)
@@ -142,6 +146,7 @@ def descend(config: RunConfig, machine: Machine, command: str, within: Path | No
         watchdog=setting.watchdog(),
         fixed_widths=stored,
         runs=tuple({"member": place} for place in range(len(members))),
+        ranked=ranked,
     )
     train(setting, stage)
     finish(setting, stage, members, its)

@@ -21,6 +21,8 @@ from homodistil_ds.runtime.engine import Engine
 from homodistil_ds.runtime.pace import Spent
 from homodistil_ds.stage import Stage
 
+SPENT = ("loop", "measured", "ranked")  # a stage's seconds, which checkpoints keep
+
 
 def start_from(
     run: Run, pruner: Pruner | None, build: Callable[[Widths], Engine], first: Callable[[], Engine]
@@ -46,7 +48,8 @@ def train(run: Run, stage: Stage) -> None:
     if found is not None:
         stage.first_step = found.step + 1
         stage.history = found.state["history"]
-        stage.loop, stage.measured = (Spent(**found.state.get(name, {})) for name in ("loop", "measured"))
+        for name in SPENT:
+            setattr(stage, name, Spent(**found.state.get(name, {})))
         run.monitor.line(f"going on after step {found.step}, from {found.folder}")
         # Only now: nothing can refuse this start any more.
         if is_own(found, run.run_dir):
@@ -88,8 +91,7 @@ def saved(run: Run, stage: Stage, step: int, more: Mapping[str, torch.Tensor] | 
         "events": pruner.events if pruner else [],
         "progress": dataclasses.asdict(carry.progress(stage.engine)),
         "history": stage.history,
-        "loop": dataclasses.asdict(stage.loop),
-        "measured": dataclasses.asdict(stage.measured),
+        **{name: dataclasses.asdict(getattr(stage, name)) for name in SPENT},
         "config": dataclasses.asdict(run.config),
         "corpus": run.fingerprint,
         "sequences_seen": step * run.config.global_batch_size,

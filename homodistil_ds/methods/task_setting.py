@@ -17,7 +17,7 @@ from homodistil_ds.data.corpus import Order
 from homodistil_ds.data.glue import Task, task_named
 from homodistil_ds.data.glue_files import NO_SPLIT, read_split
 from homodistil_ds.data.task_batches import Encoded, TaskBatches, encode
-from homodistil_ds.errors import HomodistilError
+from homodistil_ds.errors import HomodistilError, require
 from homodistil_ds.machine import Machine
 from homodistil_ds.methods.opening import Run, checked, claim_folder, open_logs, say
 from homodistil_ds.methods.start import check_same_data, refuse_used, where_to_start
@@ -28,6 +28,7 @@ from homodistil_ds.planning.descent import check_length
 from homodistil_ds.runtime import ranks
 
 HELD_OUT = "held_out"  # the split that --task.held_out makes
+HELD_OUT_KEY = 0x48454C44
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,22 +112,36 @@ def read_task(config: RunConfig, task: Task, tokenizer: PreTrainedTokenizerBase)
         say(f"{task.name}: {examples.skipped} short rows of train are skipped")
     length = config.sequence_length
     train = encode(examples, tokenizer, length)
-    # Held out and fraction are drawn by the seed from one order: what is held out is never trained on.
-    order = np.random.Generator(np.random.Philox(key=config.seed % 2**64)).permutation(len(train))
-    held_out = round(wanted.held_out * len(train))
-    used = max(1, round(wanted.fraction * (len(train) - held_out)))
-    if held_out:
-        evaluation = {HELD_OUT: train.take(np.sort(order[:held_out]))}
+    used, held_out = used_and_held_out(len(train), wanted.fraction, wanted.held_out, config.seed)
+    if wanted.held_out:
+        evaluation = {HELD_OUT: train.take(held_out)}
     else:
         evaluation = {
             split: encode(read_split(wanted.data, task, split), tokenizer, length) for split in task.evaluation
         }
     return TaskData(
         task=task,
-        train=train.take(np.sort(order[held_out : held_out + used])),
+        train=train.take(used),
         evaluation=evaluation,
-        tests={} if held_out else _tests(config, task, tokenizer),
+        tests={} if wanted.held_out else _tests(config, task, tokenizer),
     )
+
+
+def used_and_held_out(examples: int, fraction: float, held_out: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the examples to train on and of those held out of them, ascending.
+
+    The seed draws the `fraction` that is used. Which of all examples are held out no seed decides, so that a teacher
+    that learnt with the same share held out has seen none of them, whatever seed it had.
+
+    Raises HomodistilError CFG-RANGE where one side would be empty.
+    """
+    order = np.random.Generator(np.random.Philox(key=seed % 2**64)).permutation(examples)
+    used = np.sort(order[: max(1, round(fraction * examples))])
+    apart = np.random.Generator(np.random.Philox(key=HELD_OUT_KEY)).permutation(examples)[: round(held_out * examples)]
+    chosen = np.isin(used, apart)
+    both = not held_out or 0 < chosen.sum() < len(used)
+    require("task.held_out", held_out, both, f"Use another share: {len(used)} examples are used, one side gets none.")
+    return used[~chosen], used[chosen]
 
 
 def _tests(config: RunConfig, task: Task, tokenizer: PreTrainedTokenizerBase) -> dict[str, Encoded]:

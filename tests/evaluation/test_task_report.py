@@ -33,6 +33,7 @@ REPORT = TaskReport(
     loop_seconds=80.0,
     loop_cpu_seconds=75.0,
     measured_cpu_seconds=2.5,
+    ranked_cpu_seconds=0.0,
     world_size=2,
     zero_stage=2,
     precision="bf16",

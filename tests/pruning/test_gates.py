@@ -108,7 +108,10 @@ def test_the_table_of_a_task_has_every_parameter_of_a_classifier(variant: str) -
 @pytest.mark.parametrize("variant", ["bert", "roberta", "distilbert", "electra-narrow"])
 def test_a_model_whose_neurons_are_in_order_computes_what_it_did(variant: str) -> None:
     model, plan = classifier(variant)
-    order = descending(plan, {group: values.abs() for group, values in gates_of(model, plan).items()})
+    gates = Gates(plan)
+    gates_of(model, plan)
+    gates.add(model)
+    order = descending(plan, gates.values())
     for group, neurons in order.items():
         assert sorted(neurons.tolist()) == list(range(plan.groups()[group]))
     inputs = shown(model)
@@ -120,6 +123,7 @@ def test_heads_of_most_worth_come_first_and_their_entries_by_themselves() -> Non
     _, plan = classifier("bert")
     size = plan.full.head_size
     values = {group: torch.arange(count).float() for group, count in plan.groups().items()}
+    values |= {f"heads.{layer}": torch.arange(plan.full.heads).float() for layer in range(plan.layers)}
     order = descending(plan, values)
     assert order["ffn.0"].tolist() == list(range(plan.full.ffn))[::-1]
     heads = [neuron // size for neuron in order["qk.0"].tolist()]
@@ -136,7 +140,8 @@ def test_groups_compare_after_their_own_length_and_batches_add_up() -> None:
         model(**shown(model)).loss.backward()
         gates.add(model)
     once = gates_of(model, plan)
+    one_gate = {f"heads.{layer}": once[f"vo.{layer}"].view(plan.full.heads, -1).sum(1) for layer in range(plan.layers)}
     for group, values in gates.values().items():
         assert float(values.norm()) == pytest.approx(1.0, abs=1e-5)
-        own = once[group].abs()
+        own = (once | one_gate)[group].abs()
         torch.testing.assert_close(values.double(), own / own.norm(), rtol=1e-4, atol=1e-6)
