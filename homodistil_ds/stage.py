@@ -46,8 +46,8 @@ class Stage:
     `runs` is what the forward pass is told of each student that shares the engine's weights; one, told nothing, unless
     the engine holds several.
     `measure(student, teacher)` gives the figures of what is not trained on. `loop` is what `run` took on this rank
-    (`methods.running` notes it), `measured` the part of it that `evaluate` took, `ranked` what ranking neurons took before
-    it; `peak_bytes` is the most memory that a rank held in it.
+    (`methods.running` notes it), `measured` the part of it that `evaluate` took, `ranked` what ranking neurons took
+    before it; `peak_bytes` is the most memory that a rank held in it.
     """
 
     config: RunConfig

@@ -1,4 +1,4 @@
-"""The science facts of a task: which one, its data, its losses. Part of RunConfig; read by the methods on a task alone."""
+"""The science facts of a task: which one, its data, its losses. Part of RunConfig; only the methods on a task read it."""
 
 from __future__ import annotations
 

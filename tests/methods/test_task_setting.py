@@ -30,6 +30,6 @@ def test_a_teacher_of_any_seed_has_seen_nothing_that_another_seed_holds_out() ->
 
 @pytest.mark.parametrize(("examples", "held_out"), [(4, 0.1), (10, 0.99)])
 def test_a_share_that_leaves_one_side_empty_is_refused(examples: int, held_out: float) -> None:
-    with pytest.raises(HomodistilError, match="task.held_out") as raised:
+    with pytest.raises(HomodistilError, match=r"task\.held_out") as raised:
         used_and_held_out(examples, 1.0, held_out, seed=0)
     assert raised.value.error_id == "CFG-RANGE"
