@@ -91,14 +91,12 @@ def setting_of(place: Path, better: int) -> Setting:
     reports = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in place.glob("*/report.json")}
     members = reports["trial"]["family"]
     metric = "score" if better > 0 else "heldout_loss"
-    weight = PUBLISHED
-    kept = [1 - (row["trade_off"] - metric_of(row, reports["trial"])) / weight for row in members]
     return Setting(
         name=reports["trial"].get("task") or "text",
         seed=reports["trial"]["seed"],
         scales=[row["scale"] for row in members],
         metrics=[metric_of(row, reports["trial"]) for row in members],
-        kept=kept,
+        kept=[row["kept"] for row in members],
         parameters=[row["parameters"] for row in members],
         better=better,
         last_score=members[-1][metric],

@@ -224,19 +224,22 @@ class RunConfig:
             self._check_task()
 
     def _check_task(self) -> None:
+        called, nested = f"method {self.method}", self.method == "minidisc"
+        shape = "--family alone sets its students' sizes" if nested else "it keeps the model's own shape and weights"
         remedy = (
-            f"Start from --preset {self.method} and leave the --student flags out; --model is what learns the task."
+            "Leave the --student flags out." if nested else "Leave the --student flags out; --model learns the task."
         )
-        require(
-            f"method {self.method}", "it keeps the model's own shape and weights", not self.student.is_reshaped, remedy
-        )
+        require(called, shape, not self.student.is_reshaped, remedy)
         teaches = self.task_loss.learns_from_teacher
-        remedy = "Use --method mixkd, which has a teacher, or set --task_loss.kd, .mixed_kd and .patience to 0."
-        require("method finetune", "a loss needs a teacher", self.method != "finetune" or not teaches, remedy)
-        remedy = "Give --task_loss.kd, .mixed_kd, .patience or .states a weight, or use --method finetune."
-        require(f"method {self.method}", "no loss reads the teacher", self.method == "finetune" or teaches, remedy)
+        remedy = (
+            "Use mixkd or minidisc, which have a teacher, or set --task_loss.kd, .mixed_kd, .patience, .states to 0."
+        )
+        require(called, "a loss needs a teacher", self.method != "finetune" or not teaches, remedy)
+        reads = "kd or .states" if nested else "kd, .mixed_kd or .patience"
+        remedy = f"Give --task_loss.{reads} a weight, or use --method finetune."
+        require(called, "no loss reads the teacher", self.method == "finetune" or teaches, remedy)
         states = self.task_loss.states
-        if self.method == "minidisc":
+        if nested:
             self._check_nested()
         else:
             lifted = "Only the students of minidisc are lifted to the teacher's width: set --task_loss.states 0."

@@ -1,4 +1,4 @@
-"""The science facts of a task: which one, its data, its losses. Part of RunConfig; only the methods on a task read it."""
+"""The science facts of a task: which one, its data, its losses. Part of RunConfig, for the methods on a task."""
 
 from __future__ import annotations
 

@@ -53,8 +53,9 @@ def model_card(*, base_model: str, license: str | None, corpus: Sequence[str], c
         "\n".join(
             [
                 f"- Corpus: {', '.join(f'`{name}`' for name in corpus)}",
-                f"- {report.steps:,} optimizer steps, {report.tokens:,} tokens, {duration_text(report.wall_seconds)} "
-                f"on {report.world_size} process(es), {report.precision}, seed {report.seed}",
+                f"- {report.steps:,} optimizer steps, {report.tokens:,} tokens; the whole run took "
+                f"{duration_text(report.wall_seconds)} on {report.world_size} process(es), {report.precision}, "
+                f"seed {report.seed}",
                 f"- Versions: {', '.join(f'{name} {version}' for name, version in report.versions.items())}",
             ]
         ),

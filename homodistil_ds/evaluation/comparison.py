@@ -86,6 +86,7 @@ def families_table(runs: Sequence[Finished]) -> Table:
     rows = [(run, member) for run in runs for member in run.family]
     columns: list[Column[tuple[Finished, FamilyMember]]] = [
         ("run", lambda row: row[0].label),
+        ("scores of", lambda row: row[0].scored_on if isinstance(row[0], TaskRun) else None),
         ("scale", lambda row: f"{row[1].scale:g}"),
         ("parameters", lambda row: _count(row[1].parameters)),
         ("held-out loss (nats)", lambda row: _fixed(row[1].heldout_loss, 4)),

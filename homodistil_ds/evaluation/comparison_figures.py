@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from homodistil_ds.evaluation.figures import COLOURS, blank, framed, tidy
-from homodistil_ds.evaluation.finished import Finished, LanguageRun
+from homodistil_ds.evaluation.finished import Finished, LanguageRun, TaskRun
 
 CAPTIONS = {
     "progress": "Held-out loss, discrepancy from the teacher and hidden width over the steps",
@@ -115,21 +115,22 @@ def sizes(runs: Sequence[Finished]) -> Figure | None:
 
 
 def families(runs: Sequence[Finished]) -> Figure | None:
-    """A panel for held-out losses and one for scores, a line for each run that left several students behind."""
-    panels = [
-        (label, [(run, style) for run, style in zip(runs, _styles(), strict=False) if points(run)], points)
-        for label, points in (("held-out loss (nats)", _losses_of), ("score", _scores_of))
-    ]
-    panels = [panel for panel in panels if panel[1]]
+    """A panel for held-out losses and one for the scores of every task and split, a line for each run that left several
+    students behind."""
+    panels: dict[str, list[tuple[Finished, tuple[str, str]]]] = {}
+    for run, style in zip(runs, _styles(), strict=False):
+        if run.family:
+            label = f"score: {run.scored_on}" if isinstance(run, TaskRun) else "held-out loss (nats)"
+            panels.setdefault(label, []).append((run, style))
     if not panels:
         return None
     drawn = [(run, style) for run, style in zip(runs, _styles(), strict=False) if run.family]
     figure = blank(0.8 + 3.4 * len(panels) + _legend_height([run for run, _ in drawn]))
-    for place, (label, lines, points) in enumerate(panels):
+    for place, (label, lines) in enumerate(panels.items()):
         axes = figure.add_subplot(len(panels), 1, place + 1)
         framed(axes)
         for run, (colour, dash) in lines:
-            axes.plot(*zip(*points(run), strict=True), dash, color=colour, marker="o", markersize=5, linewidth=1.4)
+            axes.plot(*_points_of(run), dash, color=colour, marker="o", markersize=5, linewidth=1.4)
         axes.set_xlim(left=0)
         axes.set_ylabel(label)
     axes.set_xlabel("parameters (millions)")
@@ -137,12 +138,11 @@ def families(runs: Sequence[Finished]) -> Figure | None:
     return figure
 
 
-def _losses_of(run: Finished) -> list[tuple[float, float]]:
-    return [(row.parameters / 1e6, row.heldout_loss) for row in run.family if row.heldout_loss is not None]
-
-
-def _scores_of(run: Finished) -> list[tuple[float, float]]:
-    return [(row.parameters / 1e6, row.score) for row in run.family if row.score is not None]
+def _points_of(run: Finished) -> tuple[list[float], list[float]]:
+    """Millions of parameters of its students, and what they are measured by: a score on a task, else a loss."""
+    values = [(row, row.score if isinstance(run, TaskRun) else row.heldout_loss) for row in run.family]
+    known = [(row.parameters / 1e6, value) for row, value in values if value is not None]
+    return [x for x, _ in known], [y for _, y in known]
 
 
 def _styles() -> itertools.cycle[tuple[str, str]]:

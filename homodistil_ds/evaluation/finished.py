@@ -82,6 +82,11 @@ class TaskRun(Finished):
     """The task's score."""
     train_examples: int | None
 
+    @property
+    def scored_on(self) -> str:
+        """Its task and the splits of its scores, such as 'MRPC dev'."""
+        return f"{self.task} {', '.join(self.metrics)}"
+
 
 def read_runs(folders: Sequence[Path]) -> list[Finished]:
     """Raises HomodistilError that names the folder whose report.json is missing or damaged."""

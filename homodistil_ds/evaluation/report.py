@@ -48,6 +48,8 @@ class MemberRow(ModelRow):
 
     scale: float
     """Kept share of the matrices of the layers that was asked for."""
+    kept: float
+    """The share that its shape keeps."""
     step: int
     """Optimizer steps of its training."""
     folder: str

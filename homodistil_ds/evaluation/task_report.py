@@ -18,6 +18,8 @@ class TaskMember:
 
     scale: float
     """Kept share of the matrices of the layers that was asked for."""
+    kept: float
+    """The share that its shape keeps."""
     widths: dict[str, int]
     parameters: int
     score: float

@@ -103,15 +103,17 @@ def measure(setting: Setting, stage: Stage, teacher: torch.nn.Module | None, las
     before = [figures(str(folder_of(setting, member)), teacher) for member in leaves(setting).values()]
     whole_loss = last.teacher_loss
     if setting.config.scales_of:
-        known = ranks.told_by(0, _loss_in_trial(setting.run_dir) if ranks.rank() == 0 else None)
+        trial, source = setting.run_dir / TRIAL, setting.config.scales_of
+        known = ranks.told_by(0, _teachers_loss(trial, source) if ranks.rank() == 0 else None)
         whole_loss = figures(setting.config.scales_of, None).loss if known is None else known
     return Measured(members=(*before, last), whole_loss=whole_loss)
 
 
-def _loss_in_trial(run_dir: Path) -> float | None:
-    """Of the teacher of the first descent, which may be too large to be whole here."""
+def _teachers_loss(trial: Path, source: str) -> float | None:
+    """Of `source` if it taught the first descent; it may be too large to be whole here."""
     try:
-        return json.loads((run_dir / TRIAL / "report.json").read_text(encoding="utf-8"))["teacher"]["heldout_loss"]
+        config, report = (json.loads((trial / f"{name}.json").read_text("utf-8")) for name in ("run_config", "report"))
+        return report["teacher"]["heldout_loss"] if config["teacher"] == source else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -129,6 +131,7 @@ def rows(setting: Setting, stage: Stage, report: Report, found: Measured) -> lis
         MemberRow(
             **vars(row),
             scale=member.scale,
+            kept=member.kept,
             step=step,
             folder=folder,
             trade_off=trade_off(

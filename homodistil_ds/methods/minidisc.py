@@ -48,7 +48,7 @@ from homodistil_ds.pruning.family import Member, trade_off
 from homodistil_ds.pruning.gates import Gates, descending, digests
 from homodistil_ds.pruning.sandwich import Sandwich, first_indices
 from homodistil_ds.pruning.shrink import cut, export
-from homodistil_ds.runtime import ranks
+from homodistil_ds.runtime import claim, ranks
 from homodistil_ds.runtime.engine import Engine, dispose, read_at_once
 from homodistil_ds.runtime.pace import Spent
 from homodistil_ds.runtime.rounding import in_format, rounded_to
@@ -239,6 +239,7 @@ def rows(
         score = primary_score(setting.data.task, found)
         yield TaskMember(
             scale=member.scale,
+            kept=member.kept,
             widths=vars(member.widths),
             parameters=parameters_of(model),
             score=score,
@@ -255,6 +256,7 @@ def write_all(
     tests: dict[str, torch.Tensor],
 ) -> None:
     """On rank 0; report.json comes last."""
+    claim.check(setting.run_dir)
     if setting.config.save_student:
         for row, model, found in zip(report.family[:-1], models, scores, strict=False):
             own = replace(

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from homodistil_ds.config import RunConfig, load_run_config
+from homodistil_ds.errors import HomodistilError
 from homodistil_ds.machine import Machine
 from homodistil_ds.methods.opening import say
 from homodistil_ds.methods.start import check_same_values, refuse_used
@@ -22,16 +23,35 @@ def complete_first(own: RunConfig, machine: Machine, whole: Path, do: Callable[[
     """
     part = Path(own.output_dir)
     only_part = ranks.told_by(0, (part / "run.json").exists() and not newest_first(whole / "checkpoints"))
+    resumed = ""
     if machine.resume == "never":
         ranks.on_first(lambda: refuse_used(whole))
-    elif not only_part:
+        ranks.on_first(lambda: refuse_used(part))
+    elif only_part:
+        resumed = ranks.together(lambda: _inside(Path(machine.resume), whole, part))
+    else:
         find(machine.resume, whole / "checkpoints", say)
     if ranks.told_by(0, (part / "report.json").exists()):
         ranks.on_first(lambda: _check_complete(own, part))
+        say(f"{part} is complete and is taken as it is")
     else:
-        resume = "auto" if ranks.told_by(0, bool(newest_first(part / "checkpoints"))) else "never"
-        do(replace(machine, resume=resume))
-    return replace(machine, resume="never") if only_part and machine.resume == "auto" else machine
+        begun = ranks.told_by(0, bool(newest_first(part / "checkpoints")))
+        do(replace(machine, resume=resumed or ("auto" if begun else "never")))
+    return replace(machine, resume="never") if only_part else machine
+
+
+def _inside(resume: Path, whole: Path, part: Path) -> str:
+    """The checkpoint of the part that is asked for, empty for its newest. Raises HomodistilError for any other path."""
+    if resume == Path("auto") or resume.resolve() == whole.resolve():
+        return ""
+    if part.resolve() in (resume.resolve(), *resume.resolve().parents):
+        return str(resume)
+    raise HomodistilError(
+        "CKPT-NONE",
+        f"--resume {resume}: of {whole} only {part.name}/ has begun",
+        "Use --resume auto, or the path of one of its checkpoints.",
+        f"{part} is as it was.",
+    )
 
 
 def _check_complete(own: RunConfig, part: Path) -> None:

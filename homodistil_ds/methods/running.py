@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def train(run: Run, stage: Stage) -> None:
     if found is not None:
         stage.first_step = found.step + 1
         stage.history = found.state["history"]
+        run.started -= found.state.get("wall_seconds", 0.0)
         for name in SPENT:
             setattr(stage, name, Spent(**found.state.get(name, {})))
         run.monitor.line(f"going on after step {found.step}, from {found.folder}")
@@ -91,6 +93,7 @@ def saved(run: Run, stage: Stage, step: int, more: Mapping[str, torch.Tensor] | 
         "events": pruner.events if pruner else [],
         "progress": dataclasses.asdict(carry.progress(stage.engine)),
         "history": stage.history,
+        "wall_seconds": time.perf_counter() - run.started,
         **{name: dataclasses.asdict(getattr(stage, name)) for name in SPENT},
         "config": dataclasses.asdict(run.config),
         "corpus": run.fingerprint,

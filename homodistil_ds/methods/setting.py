@@ -99,7 +99,7 @@ def prepare_setting(
     if within is not None:
         ranks.on_first(lambda: claim_folder(run_dir))
     if found is not None:
-        ranks.together(lambda: check_same_data(found, corpus.fingerprint, vars(plan.full)))
+        ranks.together(lambda: check_same_data(found, corpus.fingerprint, vars(plan.full), "--corpus"))
     batches = Batches(
         corpus=corpus,
         prediction=prediction,

@@ -110,14 +110,14 @@ def _same_part(old: Any, value: Any) -> bool:
     return tails[0] is not None and tails[0] == tails[1]
 
 
-def check_same_data(found: Checkpoint, fingerprint: str, full: Mapping[str, int]) -> None:
-    """The packed corpus and the teacher's shape must be what they were."""
+def check_same_data(found: Checkpoint, fingerprint: str, full: Mapping[str, int], flag: str) -> None:
+    """The tokens that are trained on, from `flag`, and the teacher's shape must be what they were."""
     if found.state["corpus"] != fingerprint:
         raise HomodistilError(
             "CKPT-DATA",
-            f"--resume: {found.folder} was trained on a corpus of fingerprint {found.state['corpus']}, "
-            f"this one has {fingerprint}",
-            "Give the same --corpus files, unchanged, and the same tokenizer.",
+            f"--resume: {found.folder} was trained on data of fingerprint {found.state['corpus']}, "
+            f"{flag} now has {fingerprint}",
+            f"Give the same {flag} files, unchanged, and the same tokenizer.",
         )
     if found.state["full"] != dict(full):
         raise HomodistilError(

@@ -78,7 +78,7 @@ def prepare_task(config: RunConfig, machine: Machine, command: str, within: Path
     config = replace(config, steps=config.steps or steps_of(config, len(data.train)))
     found = where_to_start(config, machine.resume, say)
     if found is not None:
-        ranks.together(lambda: check_same_data(found, data.fingerprint, vars(plan.full)))
+        ranks.together(lambda: check_same_data(found, data.fingerprint, vars(plan.full), "--task.data"))
     ranks.on_first(lambda: claim_folder(Path(config.output_dir)))
     return TaskSetting(
         config=config,

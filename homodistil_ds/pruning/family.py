@@ -120,13 +120,15 @@ def trade_off(metric: float, scale: float, weight: float) -> float:
 
 def relative_likelihood(loss: float, teacher_loss: float) -> float:
     """A metric in [0, 1] from losses in nats: what the student gives the right token for each time that the teacher
-    gives it 1, as a geometric mean; 1 for a student that is better than its teacher."""
-    return min(1.0, math.exp(teacher_loss - loss))
+    gives it 1, as a geometric mean; 1 for a student that is better than its teacher, 0 for one without a loss."""
+    return 0.0 if math.isnan(loss) else min(1.0, math.exp(teacher_loss - loss))
 
 
 def best_assistant(trade_offs: Sequence[float]) -> int:
-    """(M2): the place of the member with the largest trade-off; among equals the first, which is the largest."""
-    return max(range(len(trade_offs)), key=lambda place: (trade_offs[place], -place))
+    """(M2): the place of the member with the largest trade-off; among equals the first, which is the largest. A metric
+    that is no number is the worst."""
+    known = [-math.inf if math.isnan(value) else value for value in trade_offs]
+    return max(range(len(known)), key=lambda place: (known[place], -place))
 
 
 def assistant_by_gap(parameters: Sequence[int]) -> int:

@@ -271,13 +271,18 @@ def test_figures_show_what_there_is(language: list[LanguageRun], task: TaskRun, 
     grown = [{"scale": scale, "parameters": size, "heldout_loss": loss} for scale, size, loss in rows]
     many = write(tmp_path / "many", report("many", 64, family=grown))
     scored = [{"scale": 0.5, "parameters": 7, "score": 0.75, "trade_off": 0.85}]
-    runs = read_runs([many, write(tmp_path / "nested", TASK | {"family": scored})])
-    losses, scores = comparison_figures(runs)["families"].axes
+    trial = TASK | {"family": scored, "metrics": {"held_out": {"accuracy": 0.8}}}
+    nested = write(tmp_path / "nested", TASK | {"family": scored})
+    runs = read_runs([many, nested, write(tmp_path / "trial", trial)])
+    losses, scores, others = comparison_figures(runs)["families"].axes
     assert list(losses.lines[0].get_ydata()) == [3.25], "what has no value is left out"
     assert list(scores.lines[0].get_ydata()) == [0.75]
+    assert (len(scores.lines), len(others.lines)) == (1, 1), "scores of different splits do not share a panel"
     table = comparison(runs, "t", {}).sections["Families"][0]
     assert isinstance(table, Table)
-    assert [row[:3] for row in table.rows] == [["many", "0.5", "40"], ["many", "0.25", "16"], ["sst2-half", "0.5", "7"]]
+    many_rows = [["many", "-", "0.5", "40"], ["many", "-", "0.25", "16"]]
+    assert [row[:4] for row in table.rows[:3]] == [*many_rows, [runs[1].label, "sst2 validation, train", "0.5", "7"]]
+    assert table.rows[3][1] == "sst2 held_out"
     still = [{"step": step, "loss": 1.0 / step, "kept_hidden": 64} for step in (1, 2)]
     (unpruned,) = read_runs([write(tmp_path / "still", TASK | {"history": still})])
     assert set(comparison_figures([unpruned])) == {"losses"}, "one width for all is no curve"
