@@ -152,19 +152,29 @@ class Bench:
         """The same on the path of one homotopic descent, and the smallest target alone, for the family's cost."""
         prepare_corpus(self.given, self.given.teacher)
         self.each(self.given.seeds, lambda seed: self.distil("trial", self.family, seed))
-        alone = [(f"alone-{target:g}", f"{target:g}", 1, None) for target in self.given.targets]
         direct = [("direct", self.targets, 1, None), ("direct-twice", self.targets, 2, None)]
         taught = [(f"assistant-{scale:g}", below, 1, scale) for scale, below in self.assistants()]
-        cells = itertools.product([*direct, *taught, *alone], self.given.seeds)
+        cells = itertools.product([*direct, *taught], self.given.seeds)
         self.each(cells, lambda cell: self.distil(cell[0][0], cell[0][1], cell[1], cell[0][2], cell[0][3]))
+        self.each(self.given.seeds, self.alone)
 
-    def distil(self, name: str, family: str, seed: int, times: int = 1, assistant: float | None = None) -> None:
+    def alone(self, seed: int) -> None:
+        """The smallest student of the trial by itself, at the very shape that it has there."""
+        family = json.loads((self.folder / "text" / str(seed) / "trial" / "report.json").read_text())["family"]
+        names = ("hidden_size", "intermediate_size", "num_attention_heads")
+        shape = {f"student.{name}": family[-1]["widths"][name] for name in names}
+        self.distil(f"alone-{family[-1]['scale']:g}", "", seed, **shape)
+
+    def distil(
+        self, name: str, family: str, seed: int, times: int = 1, assistant: float | None = None, **more: Any
+    ) -> None:
+        """`more` are flags of a run of one student, in place of a `family`."""
         place = self.folder / "text" / str(seed)
         values: dict[str, Any] = {
             "preset": "homobert_small",
             "teacher": self.given.teacher,
             "corpus": self.folder / "corpus",
-            "family": family,
+            **({"family": family} if family else more),
             "steps": times * self.given.text_steps,
             "learning_rate": self.given.text_rate,
             "global_batch_size": self.given.batch,

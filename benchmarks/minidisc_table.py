@@ -102,6 +102,7 @@ def setting_of(place: Path, better: int) -> Setting:
         last_score=members[-1][metric],
         scores={
             arm: {row["scale"]: row[metric] for row in report["family"]}
+            or {members[-1]["scale"]: report["student"][metric]}
             for arm, report in reports.items()
             if arm != "trial"
         },
