@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from homodistil_ds import stage
 from homodistil_ds.command import main
-from homodistil_ds.runtime import checkpoint, guard, ranks
+from homodistil_ds.runtime import checkpoint, checkpoint_writing, guard, ranks
 from homodistil_ds.runtime.exit_reason import leave
 
 POINTS = {
@@ -77,8 +77,6 @@ def install(reached: Callable[[str], None]) -> None:
             reached("not yet renamed")
         if path.name == "checkpoints":
             reached("renamed, latest not yet moved")
-        if path.name == ".latest":
-            reached("latest written, not yet moved")
 
     def half_removed(path: Path, **_: Any) -> None:
         # The name says whether it is a checkpoint on its way out or the rest of an unfinished one.
@@ -86,16 +84,17 @@ def install(reached: Callable[[str], None]) -> None:
             sorted(path.iterdir())[0].unlink()
             reached("older one half removed")
 
-    after(checkpoint, "_begin", lambda *_: reached("staging folder made"))
-    after(checkpoint, "_write_rank", lambda *_: reached("own file written"))
-    before(checkpoint, "_commit", lambda *_: reached("manifest not yet written"))
+    after(checkpoint_writing, "_begin", lambda *_: reached("staging folder made"))
+    after(checkpoint_writing, "_write_rank", lambda *_: reached("own file written"))
+    before(checkpoint_writing, "_commit", lambda *_: reached("manifest not yet written"))
     before(
-        checkpoint,
+        checkpoint_writing,
         "sync",
         lambda path: reached("manifest written, not yet on disk") if path.name == checkpoint.MANIFEST else None,
     )
-    after(checkpoint, "sync", synced)
-    before(checkpoint, "_drop_older", lambda *_: reached("older ones not yet removed"))
+    after(checkpoint_writing, "sync", synced)
+    before(Path, "replace", lambda _, to: reached("latest written, not yet moved") if to.name == "latest" else None)
+    before(checkpoint_writing, "_drop_older", lambda *_: reached("older ones not yet removed"))
     before(shutil, "rmtree", half_removed)
     after(stage, "dispose", lambda *_: reached("cut: old engine gone"))
     after(stage.Stage, "cut", lambda *_: reached("cut: done, not yet saved"))

@@ -17,7 +17,7 @@ from pathlib import Path
 import tyro
 
 from homodistil_ds.config import RunConfig, load_run_config
-from homodistil_ds.errors import EXIT_CODES, HomodistilError, did_you_mean
+from homodistil_ds.errors import ALONE, EXIT_CODES, HomodistilError, did_you_mean
 from homodistil_ds.machine import PLACEMENTS, Machine
 from homodistil_ds.presets import PRESETS
 from homodistil_ds.runtime import console, ds_config, exit_reason, guard, launch
@@ -73,12 +73,12 @@ def to_the_end(run: Callable[[], None], debug: bool) -> int:
             traceback.print_exc()
         if first:
             exit_reason.tell_launcher(error.exit_code, error.error_id, error.what)
-        if first or error.error_id in ("DIST-LOST-RANK", "ENV-GPU"):  # those rank 0 may never hear of
-            console.call_out(error.block())
-        else:
-            console.note(error.block())
+        spoken = first or error.error_id in ALONE
+        noted = console.call_out(error.block()) if spoken else console.note(error.block())
         if not first and error.error_id != "STOP-SIGNAL":  # which rank 0 has been told as well
             let_rank_0_speak()
+            if not noted:  # and rank 0 has had nothing to say, or this one would have been ended
+                console.call_out(error.block())
         return error.exit_code
     except SystemExit as left:
         if left.code != EXIT_CODES["STOP"]:
@@ -88,9 +88,13 @@ def to_the_end(run: Callable[[], None], debug: bool) -> int:
             exit_reason.tell_launcher(EXIT_CODES["STOP"], "STOP-SIGNAL", what)
             console.call_out(f"homodistil_ds: {what}")
         return EXIT_CODES["STOP"]
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        sys.excepthook(type(error), error, error.__traceback__)  # a rank's goes to its log and to the console
+        if first:
+            exit_reason.tell_launcher(1, "INTERNAL", f"{type(error).__name__}: {error}")
         return 1
+    finally:
+        guard.defer()  # what is left is to say how it ended
     if first:
         exit_reason.tell_launcher(0, "DONE", "the run is complete")
     return 0

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable
 
 EXIT_CODES = {"CFG": 2, "ENV": 3, "DATA": 4, "CKPT": 5, "NUM": 6, "DIST": 7, "STOP": 75}
+# What one rank may raise while the others know nothing of it: it speaks for itself.
+ALONE = frozenset({"DIST-LOST-RANK", "ENV-GPU", "CKPT-CACHE-ROW"})
 NOTHING_STARTED = "Nothing was started, nothing was changed."
 
 

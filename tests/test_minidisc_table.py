@@ -53,7 +53,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def cells(table: str) -> list[list[str]]:
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("|")]
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("|")
+    ]
 
 
 def test_the_choice_is_the_one_that_the_command_makes(folder: Path) -> None:

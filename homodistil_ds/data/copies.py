@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from homodistil_ds.data.parts import Part, written_whole
+from homodistil_ds.data.parts import Part
 from homodistil_ds.data.workers import Workers
+from homodistil_ds.runtime.whole_files import written_whole
 
 _DOCUMENTS_AT_ONCE = 4 << 20  # of one worker, 40 bytes each
 _HALF = 64  # bits of the half of a digest that ranges are cut from

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from homodistil_ds.data.parts import written_whole
 from homodistil_ds.errors import HomodistilError, did_you_mean
+from homodistil_ds.runtime.whole_files import written_whole
 
 HUB_LABEL = "label"
 HUB_INDEX = "idx"

@@ -15,10 +15,11 @@ import numpy as np
 
 from homodistil_ds.data.copies import Copies
 from homodistil_ds.data.corpus import sha256
-from homodistil_ds.data.parts import Part, written_whole
+from homodistil_ds.data.parts import Part
 from homodistil_ds.data.progress import Progress
 from homodistil_ds.data.tokens import SHORTEST_DOCUMENT, Tokens
 from homodistil_ds.data.workers import Workers
+from homodistil_ds.runtime.whole_files import written_whole
 
 SHARD_BYTES = 128 << 20
 SPLITS = ("train", "held_out")

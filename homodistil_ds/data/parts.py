@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
+
+from homodistil_ds.runtime.whole_files import written_whole
 
 HELD_OUT_ONE_IN = 20  # documents
 DOCUMENT = np.dtype([("file", "<u4"), ("tokens", "<u4"), ("bytes", "<u8"), ("held_out", "?")], align=True)
@@ -66,17 +64,3 @@ class Part:
             arrays.append(np.asarray(held[place:end]).view(kind))
             place = end
         return cls(*arrays)
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that is there under its name only when all of it is on the disk, whoever else writes the same one."""
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with unfinished.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

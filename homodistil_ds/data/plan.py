@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from homodistil_ds.config import BUILTIN
 from homodistil_ds.data.corpus import FORMAT, is_prepared, read_index, vocabulary
-from homodistil_ds.data.parts import written_whole
 from homodistil_ds.data.text import files_of, is_local, local_files
 from homodistil_ds.errors import HomodistilError
+from homodistil_ds.runtime.whole_files import written_whole
 
 UNFINISHED = ".unfinished"
 PLAN = "plan.json"

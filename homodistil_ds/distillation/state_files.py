@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from homodistil_ds.data.parts import written_whole
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.models.pieces import Read, header, reader
+from homodistil_ds.runtime.whole_files import written_whole
 
 FILE_BYTES = 1 << 26  # of states that a rank gathers for one file
 ABANDONED_SECONDS = 3600.0  # a file is written in seconds
@@ -127,9 +127,9 @@ class StateFiles:
             states = read("states", place * entries, count * entries).view(count, *self.shape)
             checks = read("checks", place, count).tolist()
         except (OSError, HomodistilError) as error:
-            raise self._damaged(path, str(error)) from error
+            raise self._damaged(path, str(error), "CKPT-CACHE-ROW") from error
         if [_check(row) for row in states] != checks:
-            raise self._damaged(path, "a row was changed after it was written")
+            raise self._damaged(path, "a row was changed after it was written", "CKPT-CACHE-ROW")
         return states
 
     def _reader(self, file: int) -> Read:
@@ -137,9 +137,9 @@ class StateFiles:
             self._readers[file] = reader(header(self._paths[file]))
         return self._readers[file]
 
-    def _damaged(self, path: Path, how: str) -> HomodistilError:
+    def _damaged(self, path: Path, how: str, error_id: str = "CKPT-CACHE") -> HomodistilError:
         return HomodistilError(
-            "CKPT-CACHE",
+            error_id,
             f"{path}: damaged teacher cache ({how})",
             "Remove that file: the next start computes its rows again.",
             "Checkpoints are untouched.",

@@ -21,8 +21,8 @@ from homodistil_ds.evaluation.card import export_section
 from homodistil_ds.evaluation.inputs import SHAPES, sample_inputs
 from homodistil_ds.models.loading import config_of, save_folder, tokenizer_of
 from homodistil_ds.models.pieces import header
-from homodistil_ds.runtime.checkpoint import sync
 from homodistil_ds.runtime.rounding import rounded_to
+from homodistil_ds.runtime.whole_files import sync
 
 ENDINGS = tuple(plain.CLASSES)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")

@@ -14,7 +14,7 @@ from typing import Any
 
 from homodistil_ds.data.glue import TASKS
 from homodistil_ds.errors import HomodistilError
-from homodistil_ds.evaluation.report import replace_text
+from homodistil_ds.runtime.whole_files import replace_text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from homodistil_ds.data.parts import written_whole
+from homodistil_ds.runtime.whole_files import replace_text
 
 NONE = "-"  # a cell without a value
 # Kind of language model -> the class that loads it.
@@ -241,9 +241,3 @@ def finite(value: Any) -> Any:
 def replace_json(path: Path, value: Any) -> None:
     """Write a value as JSON by rename, with null for what JSON cannot say."""
     replace_text(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file by rename; whoever reads or writes it at the same time has a whole one."""
-    with written_whole(path) as file:
-        file.write(text.encode())

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from homodistil_ds.evaluation.card import is_hub_name
-from homodistil_ds.evaluation.report import duration_text, replace_json, replace_text
+from homodistil_ds.evaluation.report import duration_text, replace_json
+from homodistil_ds.runtime.whole_files import replace_text
 
 
 @dataclass(frozen=True, kw_only=True)

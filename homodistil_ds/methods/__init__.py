@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from homodistil_ds.config import RunConfig
-from homodistil_ds.errors import HomodistilError
+from homodistil_ds.errors import ALONE, HomodistilError
 from homodistil_ds.machine import Machine
 
 if not torch.cuda.is_available():
@@ -76,12 +76,13 @@ def run_method(config: RunConfig, machine: Machine, command: str) -> None:
 
 
 def _leave_reason(run_dir: Path, error: Exception) -> None:
-    """Only the holder of the folder writes into it; a rank that lost another one may, if nobody else has."""
+    """Only the holder of the folder writes into it, and a rank that is alone with its error; one that lost another
+    rank does if nobody else has."""
     code, name, what, step = 1, "INTERNAL", f"{type(error).__name__}: {error}", None
     if isinstance(error, HomodistilError):
         code, name, what, step = error.exit_code, error.error_id, error.what, error.step
     lost = name == "DIST-LOST-RANK"
-    if (lost or claim.is_held(run_dir)) and not (lost and (run_dir / FILE_NAME).exists()):
+    if (name in ALONE or claim.is_held(run_dir)) and not (lost and (run_dir / FILE_NAME).exists()):
         last = checkpoint.newest_name(run_dir / "checkpoints")
         write_exit_reason(run_dir, code, name, what, ranks.rank(), step, last)
 

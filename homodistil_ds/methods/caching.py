@@ -17,7 +17,6 @@ import numpy as np
 
 from homodistil_ds.config import RunConfig
 from homodistil_ds.data.corpus import sha256
-from homodistil_ds.data.parts import written_whole
 from homodistil_ds.distillation.cached_teacher import CachedTeacher, vocabulary_head_of
 from homodistil_ds.distillation.objective import Objective
 from homodistil_ds.distillation.state_files import FILE_BYTES, StateFiles
@@ -30,6 +29,7 @@ from homodistil_ds.models.pieces import open_pieces, reader_of
 from homodistil_ds.runtime import ds_config, ranks
 from homodistil_ds.runtime.late_files import appears
 from homodistil_ds.runtime.rounding import in_format
+from homodistil_ds.runtime.whole_files import written_whole
 
 FORMAT = 1
 MANIFEST, DIGESTS = "manifest.json", "digests.json"

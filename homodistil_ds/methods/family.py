@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +19,8 @@ from homodistil_ds.methods.setting import Setting
 from homodistil_ds.methods.start import TRIAL
 from homodistil_ds.models.loading import load_teacher, save_folder, stored_dtype
 from homodistil_ds.pruning.family import Member, relative_likelihood, trade_off
-from homodistil_ds.runtime import checkpoint, claim, ranks
+from homodistil_ds.runtime import claim, ranks
+from homodistil_ds.runtime.whole_files import sync
 from homodistil_ds.stage import Stage
 
 FOLDER = "students"
@@ -54,7 +57,8 @@ def bring(setting: Setting) -> None:
                     f"--resume: {found.folder} comes after the student of scale {member.name}, and {source} lacks it",
                     "Put that folder back, or resume from an earlier checkpoint.",
                 )
-            shutil.copytree(its, folder, dirs_exist_ok=True)
+            with _placed(folder) as unfinished:
+                shutil.copytree(its, unfinished)
 
     ranks.on_first(copy)
 
@@ -68,17 +72,25 @@ def leave(setting: Setting, stage: Stage, step: int) -> None:
     def write() -> None:
         claim.check(setting.run_dir)
         folder = folder_of(setting, member)
-        unfinished = folder.with_name(f".{folder.name}")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        save_folder(student, setting.tokenizer, unfinished, dtype, kept)
-        for path in (*unfinished.iterdir(), unfinished):
-            checkpoint.sync(path)
-        shutil.rmtree(folder, ignore_errors=True)  # of a start that went on from an earlier step
-        unfinished.replace(folder)
-        checkpoint.sync(folder.parent)
+        with _placed(folder) as unfinished:
+            save_folder(student, setting.tokenizer, unfinished, dtype, kept)
         setting.monitor.line(f"step {step}: left the student of scale {member.name}, {member.widths}, in {folder}")
 
     ranks.on_first(write)
+
+
+@contextlib.contextmanager
+def _placed(folder: Path) -> Iterator[Path]:
+    """Where to write what is in `folder` afterwards, all of it in one move."""
+    unfinished = folder.with_name(f".{folder.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    yield unfinished
+    for path in (*unfinished.iterdir(), unfinished):
+        sync(path)
+    shutil.rmtree(folder, ignore_errors=True)  # of a start that went on from an earlier step
+    unfinished.replace(folder)
+    sync(folder.parent)
 
 
 @dataclass(frozen=True, kw_only=True)

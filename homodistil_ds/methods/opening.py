@@ -55,7 +55,8 @@ class Run:
 
         def on_hang(error: HomodistilError, step: int) -> None:
             last = newest_name(self.run_dir / "checkpoints")
-            write_exit_reason(self.run_dir, error.exit_code, error.error_id, error.what, ranks.rank(), step, last)
+            for folder in filter(None, (self.within, self.run_dir)):
+                write_exit_reason(folder, error.exit_code, error.error_id, error.what, ranks.rank(), step, last)
 
         guarded = Watchdog(self.config.step_timeout, ranks.rank(), on_hang)
         if self.checkpoint is not None:

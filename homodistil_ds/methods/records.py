@@ -10,6 +10,7 @@ from typing import Any
 from homodistil_ds.evaluation.report import versions
 from homodistil_ds.methods.opening import Run
 from homodistil_ds.runtime import ranks
+from homodistil_ds.runtime.whole_files import replace_text
 
 
 def record(run: Run) -> None:
@@ -37,9 +38,7 @@ def _write_records(run: Run) -> None:
         *later,
         ("run_config.json", run.config.to_json()),
     ):
-        unfinished = run.run_dir / f".{name}"
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(run.run_dir / name)
+        replace_text(run.run_dir / name, text)
 
 
 def _earlier_starts(path: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from homodistil_ds.methods.records import record
 from homodistil_ds.methods.start import check_masks, is_own, set_aside
 from homodistil_ds.models.width import TRAINED_PREFIX, Widths
 from homodistil_ds.pruning.pruner import Pruner
-from homodistil_ds.runtime import carry, checkpoint, ds_config, guard, memory, ranks
+from homodistil_ds.runtime import carry, checkpoint_writing, ds_config, guard, memory, ranks
 from homodistil_ds.runtime.carry import Progress
 from homodistil_ds.runtime.engine import Engine
 from homodistil_ds.runtime.pace import Spent
@@ -50,6 +50,7 @@ def train(run: Run, stage: Stage) -> None:
         stage.first_step = found.step + 1
         stage.history = found.state["history"]
         run.started -= found.state.get("wall_seconds", 0.0)
+        stage.peak_bytes = found.state.get("peak_bytes", 0)
         for name in SPENT:
             setattr(stage, name, Spent(**found.state.get(name, {})))
         run.monitor.line(f"going on after step {found.step}, from {found.folder}")
@@ -66,7 +67,12 @@ def train(run: Run, stage: Stage) -> None:
         stage.run()
     guard.act_at_once()  # the last checkpoint is written, and what follows can be done again
     stage.loop.lap()
-    stage.peak_bytes = -ranks.smallest(-memory.peak_bytes())
+    stage.peak_bytes = peak_bytes(stage)
+
+
+def peak_bytes(stage: Stage) -> int:
+    """The most that a rank has held in the loop so far, over all starts. All ranks call it."""
+    return max(stage.peak_bytes, -ranks.smallest(-memory.peak_bytes()))
 
 
 def fill(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> None:
@@ -94,6 +100,7 @@ def saved(run: Run, stage: Stage, step: int, more: Mapping[str, torch.Tensor] | 
         "progress": dataclasses.asdict(carry.progress(stage.engine)),
         "history": stage.history,
         "wall_seconds": time.perf_counter() - run.started,
+        "peak_bytes": peak_bytes(stage),
         **{name: dataclasses.asdict(getattr(stage, name)) for name in SPENT},
         "config": dataclasses.asdict(run.config),
         "corpus": run.fingerprint,
@@ -105,7 +112,7 @@ def saved(run: Run, stage: Stage, step: int, more: Mapping[str, torch.Tensor] | 
     }
     tensors = dict(more or {}) | (pruner.state_dict() if pruner else {})
     limit = run.config.save_total_limit
-    folder = checkpoint.save(run.run_dir / "checkpoints", state, tensors, carry.take(stage.engine), limit)
+    folder = checkpoint_writing.save(run.run_dir / "checkpoints", state, tensors, carry.take(stage.engine), limit)
     stage.watchdog.kept = f"The last checkpoint is {folder}."
     run.monitor.line(f"saved {folder}")
     return folder

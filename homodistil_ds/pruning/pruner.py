@@ -97,7 +97,7 @@ class Pruner:
             parts = [cut_run(part, shard.offset, shape, dims, stay) for part in (shard.weight, *shard.moments)]
             values = torch.stack([part for _, part in parts])
             if values.shape[1]:
-                left.append(Piece(name=shard.name, shape=shape, offset=parts[0][0], values=values))
+                left.append(Piece(name=shard.name, offset=parts[0][0], values=values))
         self.masks.remove(stay)
         self.importance.keep(stay)
         return left

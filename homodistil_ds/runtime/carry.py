@@ -17,6 +17,8 @@ import torch.distributed as dist
 from homodistil_ds.runtime import ranks
 from homodistil_ds.runtime.shards import MOMENTS, adam, places, state_shards
 
+# What moves of DeepSpeed's loss scale; how it moves is the configuration's.
+SCALE = {"cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis"}
 Run = tuple[str, int, int]  # parameter name, offset in the flattened parameter, number of entries
 Overlap = tuple[int, int, int, int, int]  # held index, start in it, count, wanted index, start in it
 Read = Callable[[list[Run]], list[torch.Tensor]]
@@ -24,10 +26,9 @@ Read = Callable[[list[Run]], list[torch.Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """`values` [3, count] float32: master weights and both Adam moments of a run of a parameter of `shape`."""
+    """`values` [3, count] float32: master weights and both Adam moments of a run of a parameter."""
 
     name: str
-    shape: tuple[int, ...]
     offset: int
     values: torch.Tensor
 
@@ -38,7 +39,7 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far an engine is: Adam's step, DeepSpeed's counts, and the state of the fp16 loss scale."""
+    """How far an engine is: Adam's step, DeepSpeed's counts, and where the fp16 loss scale is."""
 
     adam_step: int
     global_steps: int
@@ -52,7 +53,6 @@ def take(engine: deepspeed.DeepSpeedEngine) -> list[Piece]:
     return [
         Piece(
             name=shard.name,
-            shape=tuple(shard.shape),
             offset=shard.offset,
             values=torch.stack([part.cpu() for part in (shard.weight, *shard.moments)]),
         )
@@ -68,7 +68,7 @@ def progress(engine: deepspeed.DeepSpeedEngine) -> Progress:
         adam_step=max(steps, default=0),
         global_steps=engine.global_steps,
         skipped_steps=engine.skipped_steps,
-        loss_scaler={name: value for name, value in _scaler(engine).items() if type(value) in (int, float)},
+        loss_scaler={name: value for name, value in moving_scale(engine).items() if name in SCALE},
     )
 
 
@@ -95,8 +95,8 @@ def put(engine: deepspeed.DeepSpeedEngine, read: Read, progress: Progress) -> No
     engine.global_steps, engine.skipped_steps = progress.global_steps, progress.skipped_steps
     engine.global_samples = progress.global_steps * engine.train_batch_size()
     engine.micro_steps = progress.global_steps * engine.gradient_accumulation_steps()
-    scaler = _scaler(engine)
-    scaler.update({name: value for name, value in progress.loss_scaler.items() if name in scaler})
+    if progress.loss_scaler.keys() >= SCALE:  # older checkpoints hold the fixed scale of other precisions too
+        moving_scale(engine).update({name: progress.loss_scaler[name] for name in SCALE})
 
 
 def refresh_forward_copies(engine: deepspeed.DeepSpeedEngine) -> None:
@@ -112,9 +112,11 @@ def refresh_forward_copies(engine: deepspeed.DeepSpeedEngine) -> None:
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
 
 
-def _scaler(engine: deepspeed.DeepSpeedEngine) -> dict[str, Any]:
-    """The fields of the fp16 loss scale, to be read and written; without one, of nothing."""
-    return getattr(getattr(engine.optimizer, "loss_scaler", None), "__dict__", {})
+def moving_scale(engine: deepspeed.DeepSpeedEngine) -> dict[str, Any]:
+    """The fields of a loss scale that moves, to be read and written; of one that stands still, and without one, of
+    nothing."""
+    fields = getattr(getattr(engine.optimizer, "loss_scaler", None), "__dict__", {})
+    return fields if fields.keys() >= SCALE else {}
 
 
 def exchange(pieces: Sequence[Piece], wanted: list[Run]) -> list[torch.Tensor]:

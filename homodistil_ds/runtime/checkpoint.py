@@ -1,30 +1,28 @@
-"""Checkpoints that survive a crash at any instant, and are checked before they are believed.
+"""Checkpoints that survive a crash at any instant, and are checked before they are believed: what they are, and finding
+and reading them.
 
 A folder `step-<n>` holds one safetensors file per rank, `pruner.safetensors`, `state.json` and, written last,
-`manifest.json` with the size and SHA-256 of each of them. It is made under another name and renamed; then older ones
-go. There are no pickles, and every piece says where it belongs, so any number of ranks at any ZeRO stage can go on from
-it. `latest` names the newest for people and scripts; nothing here believes it.
+`manifest.json` with the size and SHA-256 of each of them. It is made under another name and renamed. There are no
+pickles, and every piece says where it belongs, so any number of ranks at any ZeRO stage can go on from it. `latest`
+names the newest for people and scripts; nothing here believes it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from homodistil_ds.errors import HomodistilError
-from homodistil_ds.runtime import claim, ranks
-from homodistil_ds.runtime.carry import Piece, Run, overlaps
+from homodistil_ds.runtime import ranks
+from homodistil_ds.runtime.carry import Run, overlaps
 from homodistil_ds.runtime.late_files import appears
 
 FORMAT = 1
@@ -99,117 +97,6 @@ def _runs_in(path: Path) -> list[Run]:
         return [_run_of(key, tensors.get_slice(key).get_shape()[1]) for key in tensors.keys()]  # noqa: SIM118
 
 
-def save(
-    folder: Path, state: dict[str, Any], tensors: Mapping[str, torch.Tensor], pieces: Sequence[Piece], keep: int
-) -> Path:
-    """Write folder/step-<n>; all ranks call it, each with its own pieces. Returns the checkpoint.
-
-    The newest `keep` stay. Raises HomodistilError on every rank if one of them cannot write: what it wrote is removed
-    and older checkpoints are untouched.
-    """
-    step = int(state["step"])
-    final = folder / f"step-{step}"
-    staging = folder / f"{UNFINISHED}{step}-{ranks.told_by(0, os.urandom(4).hex())}"
-    try:
-        with _explained(folder, step):
-            ranks.on_first(lambda: _begin(staging, pieces))
-            own = ranks.together(lambda: _write_rank(staging, state, tensors, pieces))
-            written = ranks.to_first(json.dumps(own))
-            files = {name: facts for part in written for name, facts in json.loads(part).items()}
-            ranks.on_first(lambda: _commit(staging, final, files))
-    except HomodistilError:
-        if ranks.rank() == 0:
-            shutil.rmtree(staging, ignore_errors=True)
-        raise
-    ranks.on_first(lambda: _drop_older(folder, final, keep))
-    return final
-
-
-@contextlib.contextmanager
-def _explained(folder: Path, step: int) -> Iterator[None]:
-    try:
-        yield
-    except HomodistilError as error:
-        if error.error_id == "DIST-SUPERSEDED":
-            raise
-        before = next((path.name for path in newest_first(folder) if int(path.name[5:]) < step), None)
-        raise HomodistilError(
-            "CKPT-SAVE",
-            f"checkpoint of step {step} in {folder}: {error.what}",
-            "Make room or choose another --output_dir, then go on with the same command and --resume auto.",
-            f"The checkpoint before it is untouched: {folder / before}."
-            if before
-            else "There is no checkpoint before it.",
-        ) from error
-
-
-def _begin(staging: Path, pieces: Sequence[Piece]) -> None:
-    claim.check(staging.parent.parent)
-    # Not its parents: a run directory that has gone, with its disk perhaps, must not come back on another one.
-    staging.parent.mkdir(exist_ok=True)
-    for left_over in staging.parent.glob(f"{UNFINISHED}*"):
-        shutil.rmtree(left_over, ignore_errors=True)
-    needed = ranks.world_size() * sum(piece.values.nbytes for piece in pieces)
-    free = shutil.disk_usage(staging.parent).free
-    if free < needed:
-        raise OSError(f"no space left: about {needed / 1e6:,.1f} MB needed, {free / 1e6:,.1f} MB free")
-    staging.mkdir()
-
-
-def _write_rank(
-    staging: Path, state: dict[str, Any], tensors: Mapping[str, torch.Tensor], pieces: Sequence[Piece]
-) -> dict[str, dict[str, Any]]:
-    """This rank's files, on the disk; rank 0 writes the shared ones too. Returns their sizes and digests."""
-    own = staging / f"rank-{ranks.rank():05d}-of-{ranks.world_size():05d}.safetensors"
-    try:
-        save_file({f"{piece.offset}:{piece.name}": piece.values.cpu().contiguous() for piece in pieces}, own)
-        paths = [own]
-        if ranks.rank() == 0:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, staging / TENSORS)
-            (staging / STATE).write_text(json.dumps({"format": FORMAT, **state}), encoding="utf-8")
-            paths += [staging / TENSORS, staging / STATE]
-    except SafetensorError as error:  # how safetensors reports a full disk
-        raise OSError(str(error)) from error
-    for path in paths:
-        sync(path)
-    return {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths}
-
-
-def _commit(staging: Path, final: Path, files: dict[str, Any]) -> None:
-    """The manifest, the rename, then `latest`: a crash between any two of them leaves the old or the new checkpoint."""
-    manifest = {"format": FORMAT, "files": files, "sha256": _digest_of(files)}
-    (staging / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-    sync(staging / MANIFEST)
-    sync(staging)
-    claim.check(final.parent.parent)
-    if final.exists():  # damaged, or of a branch that was left: it must not stand in the way
-        final.rename(_free_name(final))
-    staging.rename(final)
-    sync(final.parent)
-    # The checkpoint is there and will be found without it; a disk that is full now is told by the next save.
-    with contextlib.suppress(OSError):
-        _point_at(final)
-
-
-def _point_at(final: Path) -> None:
-    unfinished = final.parent / ".latest"
-    try:
-        unfinished.write_text(final.name, encoding="utf-8")
-        sync(unfinished)
-        unfinished.replace(final.parent / "latest")
-        sync(final.parent)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _drop_older(folder: Path, final: Path, keep: int) -> None:
-    """Keep this one and the newest before it; those set aside are left to the user."""
-    for old in [path for path in newest_first(folder) if path != final][max(keep - 1, 0) :]:
-        going = folder / f"{UNFINISHED}{old.name}"  # the next save removes what a crash leaves of it
-        with contextlib.suppress(OSError):
-            shutil.rmtree(old.rename(going), ignore_errors=True)
-
-
 def find(asked: str, folder: Path, report: Callable[[str], None]) -> Checkpoint:
     """The checkpoint to go on from; all ranks call it and get the same one.
 
@@ -226,7 +113,8 @@ def find(asked: str, folder: Path, report: Callable[[str], None]) -> Checkpoint:
         problem = ranks.lowest(problem_of(path, ranks.rank(), ranks.world_size()))
         if problem is None:
             return Checkpoint(folder=path, state=_read_state(path))
-        problems.append(f"{path}: {problem[1]}")
+        seen = f" (as rank {problem[0]} sees it)" if ranks.world_size() > 1 else ""
+        problems.append(f"{path}: {problem[1]}{seen}")
         if not explicit:
             report(f"homodistil_ds: warning: {problems[-1]}; taking an older checkpoint")
     raise _none_found(asked, folder, explicit, problems)
@@ -272,7 +160,7 @@ def problem_of(path: Path, share: int = 0, shares: int = 1) -> str | None:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         files = manifest["files"]
-        if manifest["format"] != FORMAT or manifest["sha256"] != _digest_of(files):
+        if manifest["format"] != FORMAT or manifest["sha256"] != digest_of(files):
             return f"{MANIFEST} is damaged"
         for name, facts in sorted(files.items())[share::shares]:
             if "/" in name or not (path / name).is_file():
@@ -280,13 +168,13 @@ def problem_of(path: Path, share: int = 0, shares: int = 1) -> str | None:
             if (path / name).stat().st_size != facts["bytes"]:
                 return f"{name} has {(path / name).stat().st_size} bytes, not {facts['bytes']}"
         for name, facts in sorted(files.items())[share::shares]:
-            if _sha256(path / name) != facts["sha256"]:
+            if sha256_of(path / name) != facts["sha256"]:
                 return f"{name} was changed after it was written"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{MANIFEST} is damaged"
     return None
 
@@ -294,10 +182,10 @@ def problem_of(path: Path, share: int = 0, shares: int = 1) -> str | None:
 def set_aside_later(folder: Path, step: int) -> list[str]:
     """Rename the checkpoints after `step`: the run goes on from there without them. Nothing is deleted."""
     later = [path for path in newest_first(folder) if int(path.name[5:]) > step]
-    return [path.rename(_free_name(path)).name for path in later]
+    return [path.rename(free_name(path)).name for path in later]
 
 
-def _free_name(path: Path) -> Path:
+def free_name(path: Path) -> Path:
     names = (path.with_name(f"{ASIDE}{path.name}{suffix}") for suffix in ["", *(f".{n}" for n in range(1, 10_000))])
     return next(name for name in names if not name.exists())
 
@@ -307,19 +195,10 @@ def _run_of(key: str, count: int) -> Run:
     return name, int(offset), count
 
 
-def _digest_of(files: Mapping[str, Any]) -> str:
+def digest_of(files: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Make a file's bytes, or a folder's names, survive a power loss as far as the file system lets them."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -39,17 +39,19 @@ def say(text: str, stream: TextIO | None = None) -> None:
         forget(stream, error)
 
 
-def call_out(text: str) -> None:
-    """Say it on the job's stderr, from whichever rank, and in this rank's log."""
+def call_out(text: str) -> bool:
+    """Say it on the job's stderr, from whichever rank, and in this rank's log. True: it has been said."""
     if _console is not None:
         _put(_console, f"{text}\n")
     say(text, sys.stderr)
+    return True
 
 
-def note(text: str) -> None:
-    """A line for this rank's log alone."""
+def note(text: str) -> bool:
+    """A line for this rank's log alone; whether there is one."""
     if _log is not None:
         _put(_log, f"{text}\n")
+    return _log is not None
 
 
 def job_stderr() -> TextIO | int:

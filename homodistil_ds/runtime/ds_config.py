@@ -48,8 +48,10 @@ FIXED = {
     ("bf16", "bf16_optimizer_states"): (False, "Checkpoints and cuts carry moments in float32."),
     ("fp16", "fp16_master_weights_and_grads"): (False, "Masters would lose the small updates they exist for."),
     ("zero_optimization", "compute_grad_norm"): (True, "A gradient that is not finite would reach the weights."),
+    ("", "gradient_allreduce_op"): ("mean", "Gradients would grow with the number of ranks."),
 }
 
+OLD_OFFLOAD = {"cpu_offload": "offload_optimizer", "cpu_offload_params": "offload_param"}  # DeepSpeed still reads them
 HALF = ("float16", "torch.float16", "fp16", "half", "torch.half")  # as torch_autocast.dtype may spell it
 
 
@@ -96,6 +98,7 @@ def read(path: Path) -> dict[str, Any]:
             f"{path}: key 'data_types'",
             "Gradients are scored in the precision they are reduced in: leave it out.",
         )
+    _check_auto(values, path)
     _check_fixed(values, path)
     _check_offload(values, path)
     if precision(values) == "autocast" and values["torch_autocast"].get("dtype") in HALF:
@@ -112,16 +115,35 @@ def read(path: Path) -> dict[str, Any]:
     return values
 
 
+def _check_auto(values: dict[str, Any], path: Path, within: str = "") -> None:
+    """Hugging Face's Trainer fills in what is "auto"; DeepSpeed takes it for a word, or leaves the block out."""
+    for key, value in values.items():
+        if value == "auto":
+            raise HomodistilError(
+                "CFG-TYPE", f"{path}: {within}{key} is 'auto'", "Give a value, or leave the key out for the default."
+            )
+        if key == "enabled" and not isinstance(value, bool):
+            raise HomodistilError("CFG-TYPE", f"{path}: {within}{key} is {value!r}", "Use true or false.")
+        if isinstance(value, dict):
+            _check_auto(value, path, f"{within}{key}.")
+
+
 def _check_fixed(values: dict[str, Any], path: Path) -> None:
     for (block, key), (value, why) in FIXED.items():
         for name in (block, "bfloat16") if block == "bf16" else (block,):
-            given = values.get(name, {}).get(key, value)
+            given = (values.get(name, {}) if name else values).get(key, value)
             if given != value:
-                raise HomodistilError("CFG-REFUSED-KEY", f"{path}: {name}.{key} is {given!r}", f"{why} Leave it out.")
+                where = f"{name}.{key}" if name else key
+                raise HomodistilError("CFG-REFUSED-KEY", f"{path}: {where} is {given!r}", f"{why} Leave it out.")
 
 
 def _check_offload(values: dict[str, Any], path: Path) -> None:
     zero = values.get("zero_optimization", {})
+    for key, now in OLD_OFFLOAD.items():
+        if zero.get(key):
+            raise HomodistilError(
+                "CFG-REFUSED-KEY", f"{path}: zero_optimization.{key}", f'Use "{now}": {{"device": "cpu"}}.'
+            )
     for key, lowest in (("offload_optimizer", 1), ("offload_param", 3)):
         block = zero.get(key)
         if block is None or block == {"device": "none"}:
@@ -151,7 +173,8 @@ def precision(values: dict[str, Any]) -> str:
 
 def offloads(values: dict[str, Any]) -> bool:
     """Whether Adam works in host memory."""
-    return values.get("zero_optimization", {}).get("offload_optimizer", {}).get("device") == "cpu"
+    block = values.get("zero_optimization", {}).get("offload_optimizer")
+    return block is not None and block.get("device") == "cpu"
 
 
 def recomputes(values: dict[str, Any]) -> bool:

@@ -78,9 +78,9 @@ def defer() -> None:
 def act_at_once() -> None:
     """A signal ends this process, with the code of a stop; one that was only noted does so now."""
     global _leave_at_once
+    _leave_at_once = True  # before the look: a signal in between would be noted and forgotten
     if _signal is not None:
         raise SystemExit(EXIT_CODES["STOP"])
-    _leave_at_once = True
 
 
 def leaves_at_once() -> bool:

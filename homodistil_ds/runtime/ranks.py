@@ -49,7 +49,15 @@ def start() -> None:
     # build takes a minute, and it ignores the group's timeout; hence it is not built.
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    deepspeed.init_distributed(verbose=False, timeout=COLLECTIVE_TIMEOUT)
+    try:
+        deepspeed.init_distributed(verbose=False, timeout=COLLECTIVE_TIMEOUT)
+    except RuntimeError as error:  # torch's errors of the store and of the network are such
+        address, port = (os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise HomodistilError(
+            "ENV-MEET",
+            f"the ranks cannot meet at {address}:{port}: {str(error).strip().splitlines()[0][:200]}",
+            "Give a port that is free on the first machine (MASTER_PORT) and an address that all reach (MASTER_ADDR).",
+        ) from error
     global _control
     if world_size() > 1 and dist.get_backend() != "gloo":
         # On GPUs: reading an answer back from the device in every step would stall it.

@@ -119,7 +119,7 @@ def test_damage_is_named(tmp_path: Path, how: str) -> None:
         opened.read(np.arange(3))
         assert how == "changed", "only the row that is read is looked at"
         opened.read(np.arange(4))
-    assert raised.value.error_id == "CKPT-CACHE"
+    assert raised.value.error_id == ("CKPT-CACHE-ROW" if how == "changed" else "CKPT-CACHE")
 
 
 def test_a_failed_write_leaves_nothing_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

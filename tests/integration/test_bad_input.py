@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -315,6 +316,15 @@ def nested_scale_that_no_shape_meets(inputs: Inputs) -> tuple[list[str], list[st
     return inputs.task_flags("minidisc", *changed), ["0.0001", "The nearest is"]
 
 
+def sizes_beside_nested_students(inputs: Inputs) -> tuple[list[str], list[str]]:
+    return inputs.task_flags("minidisc", "--student.hidden_size", "16"), ["--family", "--student"]
+
+
+def nested_students_that_learn_nothing_of_the_teacher(inputs: Inputs) -> tuple[list[str], list[str]]:
+    none = ("--task_loss.task", "1", "--task_loss.kd", "0", "--task_loss.states", "0")
+    return inputs.task_flags("minidisc", *none), ["--task_loss.kd or .states"]
+
+
 def model_beside_nested_students(inputs: Inputs) -> tuple[list[str], list[str]]:
     return inputs.task_flags("minidisc", "--teacher", inputs.classifier(2)), ["--model", "Leave --model out"]
 
@@ -354,6 +364,8 @@ CASES: dict[Case, str] = {
     teacher_that_knows_no_task: "DATA-NO-TASK",
     nested_students_without_scales: "CFG-RANGE",
     nested_scale_that_no_shape_meets: "CFG-SCALE",
+    sizes_beside_nested_students: "CFG-RANGE",
+    nested_students_that_learn_nothing_of_the_teacher: "CFG-RANGE",
     model_beside_nested_students: "CFG-FLAG",
     missing_task_data: "DATA-GLUE",
     task_without_its_folder: "DATA-GLUE",
@@ -431,6 +443,23 @@ def test_unrelated_package_named_apex_is_recognised(inputs: Inputs) -> None:
     finished = run([sys.executable, str(TRAIN), *arguments], extra={"PYTHONPATH": str(inputs.folder / "packages")})
     check("ENV-APEX", finished.code, finished.err, ["not NVIDIA's", "pip uninstall apex"])
     assert left_behind(inputs.run_dir) == []
+
+
+def test_a_port_that_is_taken_is_named(inputs: Inputs) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        meeting = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        finished = run([sys.executable, str(TRAIN), *inputs.flags()], extra=meeting)
+    check("ENV-MEET", finished.code, finished.err, [f"127.0.0.1:{port}", "MASTER_PORT"])
+
+
+def test_a_rank_that_fails_alone_before_it_has_a_log_speaks_for_itself(inputs: Inputs) -> None:
+    """As on a node that lacks a file: rank 0 of another machine cannot know."""
+    alone = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    finished = run([sys.executable, str(TRAIN), *inputs.flags(machine="{")], extra=alone)
+    check("CFG-JSON", finished.code, finished.err, ["machine.json"])
 
 
 def test_two_ranks_print_the_block_once(inputs: Inputs) -> None:

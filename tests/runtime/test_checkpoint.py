@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from homodistil_ds.errors import HomodistilError
-from homodistil_ds.runtime import checkpoint
+from homodistil_ds.runtime import checkpoint, checkpoint_writing
 from homodistil_ds.runtime.carry import Piece
 
 RANK_FILE = "rank-00000-of-00001.safetensors"
@@ -21,15 +21,15 @@ def pieces(step: int) -> list[Piece]:
     """A parameter `a` [4, 5] in two runs with a hole between them, and a whole `b` [3]."""
     values = step + torch.arange(60.0).view(3, 20)
     return [
-        Piece(name="a", shape=(4, 5), offset=0, values=values[:, :7]),
-        Piece(name="a", shape=(4, 5), offset=7, values=values[:, 7:20]),
-        Piece(name="b", shape=(3,), offset=0, values=values[:, :3] * 2),
+        Piece(name="a", offset=0, values=values[:, :7]),
+        Piece(name="a", offset=7, values=values[:, 7:20]),
+        Piece(name="b", offset=0, values=values[:, :3] * 2),
     ]
 
 
 def save(folder: Path, step: int, keep: int = 3) -> Path:
     tensors = {"kept/hidden": torch.tensor([True, False])}
-    return checkpoint.save(folder, {"step": step, "note": "ä"}, tensors, pieces(step), keep)
+    return checkpoint_writing.save(folder, {"step": step, "note": "ä"}, tensors, pieces(step), keep)
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_a_checkpoint_that_is_not_there_is_not_called_damaged(folder: Path) -> N
 
 def test_a_manifest_cannot_point_out_of_its_folder(folder: Path) -> None:
     files = {"../step-4/state.json": {"bytes": 1, "sha256": ""}}
-    manifest = {"format": checkpoint.FORMAT, "files": files, "sha256": checkpoint._digest_of(files)}
+    manifest = {"format": checkpoint.FORMAT, "files": files, "sha256": checkpoint.digest_of(files)}
     (folder / "step-6" / checkpoint.MANIFEST).write_text(json.dumps(manifest))
     assert checkpoint.problem_of(folder / "step-6") == "../step-4/state.json is missing"
 
@@ -166,7 +166,7 @@ def test_a_failed_save_leaves_what_was_there(folder: Path, monkeypatch: pytest.M
 
     before = sorted(folder.iterdir())
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, function, fails)
+        patched.setattr(checkpoint_writing, function, fails)
         with pytest.raises(HomodistilError, match=r"checkpoint of step 8 .* No space left") as raised:
             save(folder, 8)
     assert (raised.value.error_id, raised.value.exit_code) == ("CKPT-SAVE", 5)
@@ -178,22 +178,17 @@ def test_a_failed_save_leaves_what_was_there(folder: Path, monkeypatch: pytest.M
 def test_a_checkpoint_in_its_place_counts_though_latest_could_not_be_written(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = checkpoint.sync
+    def fails(path: Path, text: str) -> None:
+        raise OSError(28, os.strerror(28))
 
-    def fails(path: Path) -> None:
-        if path.name == ".latest":
-            raise OSError(28, os.strerror(28))
-        real(path)
-
-    monkeypatch.setattr(checkpoint, "sync", fails)
+    monkeypatch.setattr(checkpoint_writing, "replace_text", fails)
     assert save(folder, 8) == folder / "step-8"
     assert taken(folder)[0].step == 8
     assert (folder / "latest").read_text() == "step-6"
-    assert not (folder / ".latest").exists()
 
 
 def test_a_full_disk_is_seen_before_anything_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10})())
+    monkeypatch.setattr(checkpoint_writing.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10})())
     with pytest.raises(HomodistilError, match="no space left"):
         save(folder, 8)
     assert not list(folder.glob(f"{checkpoint.UNFINISHED}*"))

@@ -70,7 +70,10 @@ sys.stderr.write("\\rbar 10%")
 console.note("noted")
 console.call_out("called out")
 if last == "raise":
-    raise KeyError("missing")
+    from homodistil_ds.command import to_the_end
+    def run():
+        raise KeyError("missing")
+    sys.exit(to_the_end(run, debug=False))
 if last == "crash":
     import ctypes
     ctypes.string_at(0)

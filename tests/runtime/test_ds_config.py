@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from homodistil_ds.errors import HomodistilError
+from homodistil_ds.runtime import ds_config
 from homodistil_ds.runtime.ds_config import KNOWN_KEYS, REFUSED_KEYS, precision, read, with_batch_sizes, zero_stage
 
 SHIPPED = sorted((Path(__file__).resolve().parents[2] / "ds_configs").glob("*.json"))
@@ -54,6 +55,12 @@ def test_a_key_with_another_home_is_refused_with_that_home(tmp_path: Path, key: 
         ('{"zero_optimization": {"stage": 3, "offload_optimizer": true}}', "CFG-OFFLOAD"),
         ('{"zero_optimization": {"stage": 1}, "data_types": {"grad_accum_dtype": "fp32"}}', "CFG-REFUSED-KEY"),
         ('{"zero_optimization": {"stage": 2, "compute_grad_norm": false}}', "CFG-REFUSED-KEY"),
+        ('{"zero_optimization": {"stage": 2, "cpu_offload": true}}', "CFG-REFUSED-KEY"),
+        ('{"gradient_allreduce_op": "sum"}', "CFG-REFUSED-KEY"),
+        ('{"gradient_clipping": "auto"}', "CFG-TYPE"),
+        ('{"zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"}}', "CFG-TYPE"),
+        ('{"zero_optimization": {"stage": 2}, "bf16": {"enabled": "auto"}}', "CFG-TYPE"),
+        ('{"zero_optimization": {"stage": 2}, "bf16": {"enabled": 1}}', "CFG-TYPE"),
         ('{"zero_optimization": {"stagee": 2}, "bf16": {"enabled": true}}', "CFG-UNKNOWN-KEY"),
         (
             '{"zero_optimization": {"stage": 2}, "bf16": {"enabled": true, "check_grad_overflow": false}}',
@@ -68,6 +75,12 @@ def test_a_key_with_another_home_is_refused_with_that_home(tmp_path: Path, key: 
 )
 def test_what_this_version_cannot_run_is_refused(tmp_path: Path, text: str, error_id: str) -> None:
     assert refused(tmp_path, text).error_id == error_id
+
+
+def test_an_offload_that_is_null_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text('{"zero_optimization": {"stage": 2, "offload_optimizer": null}}', encoding="utf-8")
+    assert not ds_config.offloads(ds_config.read(path))
 
 
 @pytest.mark.parametrize("text", ['{"zero_optimization": true}', '{"bf16": true}'])

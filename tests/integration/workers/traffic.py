@@ -14,7 +14,7 @@ from tiny import Tiny, start
 
 from homodistil_ds.models.width import Widths
 from homodistil_ds.pruning.pruner import Pruner
-from homodistil_ds.runtime import carry, checkpoint, ranks
+from homodistil_ds.runtime import carry, checkpoint, checkpoint_writing, ranks
 from homodistil_ds.runtime.engine import Engine
 from homodistil_ds.runtime.exit_reason import leave
 from homodistil_ds.runtime.shards import places
@@ -83,7 +83,7 @@ def one_case(tiny: Tiny, zero: int, other: str | None, folder: Path) -> dict[str
     watch.phase("together", ranks.together, lambda: None)
     state = {"step": 2, "world_size": ranks.world_size()}
     pieces = carry.take(engine)
-    saved = watch.phase("save", checkpoint.save, folder, state, pruner.state_dict(), pieces, 3)
+    saved = watch.phase("save", checkpoint_writing.save, folder, state, pruner.state_dict(), pieces, 3)
     opening = checkpoint.safe_open, checkpoint.load_file
     checkpoint.safe_open, checkpoint.load_file = map(watch.counting_opens, opening)  # type: ignore[assignment,misc]
     values = watch.phase("resume", resume, watch, "auto", folder, engine)
