@@ -164,7 +164,7 @@ class Stage:
     ) -> dict[str, torch.Tensor]:
         """Losses of one student on one micro batch, after their backward pass."""
         with self.pace.forward():
-            own = headed(self.engine, self.engine(*batch.shown, **told))
+            own = self.headed(self.engine, self.engine(*batch.shown, **told))
             total, parts = self.objective(
                 Inputs(
                     student=own,
@@ -203,7 +203,20 @@ class Stage:
         if self.teacher is None:
             return Activations()
         with self.precision():
-            return headed(self.teacher, self.teacher(*shown, reads=reads))
+            return self.headed(self.teacher, self.teacher(*shown, reads=reads))
+
+    def headed(self, model: torch.nn.Module, found: Activations) -> Activations:
+        """`found` with its head where logits are made in parts: after the forward pass, in its precision."""
+        found = headed(model, found)
+        head = found.head
+        if head is None or not self.engine.torch_autocast_enabled():
+            return found
+
+        def cast(states: torch.Tensor) -> torch.Tensor:
+            with self.precision():
+                return head(states)
+
+        return found._replace(head=cast)
 
     def precision(self) -> AbstractContextManager[None]:
         """The autocast that DeepSpeed puts around the student, for the teacher."""
@@ -281,7 +294,7 @@ class Stage:
 
         def own(*shown: torch.Tensor, **told: Any) -> Activations:
             self.watchdog.beat(step)
-            return headed(self.engine, self.engine(*shown, reads=(self.objective.logits,), **told))
+            return self.headed(self.engine, self.engine(*shown, reads=(self.objective.logits,), **told))
 
         def taught(*shown: torch.Tensor) -> Activations:
             return self.teach(*shown, reads=frozenset({self.objective.logits}))

@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
         config, machine = parse(rest, first=True)
         if Path(config.teacher).name == "config.json":
             config = replace(config, teacher=str(Path(config.teacher).parent))
-        device = device_named(given.gpu)
+        device = device_named(given.gpu, given.gpus_per_node)
         places = {"nodes": given.nodes, "ranks_per_node": given.gpus_per_node}
         plan = plan_of(job_of(config, machine, device=device, gbits=given.network_gbits, **places))
         console.say(page.text(plan))

@@ -64,7 +64,7 @@ def cached_teacher(setting: Setting, folder: Path) -> CachedTeacher:
     _take_up(files)
     read = setting.read or reader_of(setting.source)
     head = ranks.together(lambda: vocabulary_head_of(setting.source, setting.plan.family, read))
-    head = in_format(head.to(ranks.device()), setting.train_dtype)
+    head = in_format(head, setting.train_dtype).to(ranks.device())
     lacking = _lacking(setting, files)
     if not lacking:
         setting.monitor.line(f"teacher cache {folder}: holds all that is to come, the teacher's body is not run")

@@ -29,7 +29,7 @@ from homodistil_ds.planning.descent import Descent, descent_of
 from homodistil_ds.planning.job import check_room, machine_for, placement_of
 from homodistil_ds.pruning.family import Member
 from homodistil_ds.pruning.schedule import WidthSchedule
-from homodistil_ds.runtime import launch, memory, ranks
+from homodistil_ds.runtime import ds_config, launch, memory, ranks
 from homodistil_ds.runtime.engine import Engine
 
 
@@ -60,7 +60,8 @@ class Setting(Run):
     def parted(self) -> int:
         """The vocabulary's size where the logits of a micro batch are too many to be there at once; else 0."""
         length = self.config.sequence_length
-        positions = self.batches.micro_batch * round(self.batches.prediction.share(length) * length)
+        machines = filter(None, (self.ds_config, self.ds_config_after_cuts))
+        positions = max(map(ds_config.micro_batch, machines)) * round(self.batches.prediction.share(length) * length)
         return parted_by(positions, self.plan.fixed["vocab"])
 
     @property

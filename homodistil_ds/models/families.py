@@ -40,6 +40,10 @@ def plan_for(config: Any) -> WidthPlan:
             f"Supported: {', '.join(FAMILIES)}. Another one is a table in a file of its own, like "
             "homodistil_ds/models/llama.py, named in homodistil_ds/models/families.py.",
         )
+    if kind := getattr(config, "quantization_config", None):
+        method = kind.get("quant_method") if isinstance(kind, dict) else getattr(kind, "quant_method", kind)
+        what = f"the weights of the teacher are quantised ({getattr(method, 'value', method)})"
+        raise HomodistilError("DATA-QUANTISED", what, "Use the model that they were made from, in bf16 or float32.")
     if family.refused is not None and (reason := family.refused(config)):
         what = f"a {config.model_type} with {reason}, which its width table does not hold"
         raise HomodistilError("CFG-FAMILY", what, "Use another model of this family, or another family.")

@@ -24,7 +24,17 @@ from homodistil_ds.errors import HomodistilError
 from homodistil_ds.models import norms
 from homodistil_ds.models.families import FAMILIES, plan_for
 from homodistil_ds.models.fused import has_own_head, keep_generation, put_together, taken_apart
-from homodistil_ds.models.pieces import AUTO_CLASSES, MEND, Read, check_pieces, header, open_pieces, outline, reader
+from homodistil_ds.models.pieces import (
+    AUTO_CLASSES,
+    MEND,
+    Read,
+    check_own_head,
+    check_pieces,
+    header,
+    open_pieces,
+    outline,
+    reader,
+)
 from homodistil_ds.models.width import LanguageModel, WidthPlan, Widths
 from homodistil_ds.runtime.rounding import in_format
 
@@ -75,6 +85,7 @@ def load_teacher(
             use_safetensors=True,
             output_loading_info=True,
         )
+        check_own_head(source, model, plan.family, flag)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise unloadable(teacher, error, flag) from error
     taken_apart(model, plan.family)
@@ -127,6 +138,7 @@ def load_outline(
             )
         tokenizer = tokenizer_of(source)
         model, pieces = outline(config, plan.family), open_pieces(source)
+        check_own_head(source, model, plan.family)
     except (OSError, ValueError, RuntimeError) as error:
         raise unloadable(teacher, error) from error
     missing = check_pieces(source, model, pieces, lambda name: plan.find(name) is not None)

@@ -17,7 +17,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.models.families import plan_for
-from homodistil_ds.models.fused import keep_generation, taken_apart
+from homodistil_ds.models.fused import has_own_head, keep_generation, taken_apart
 from homodistil_ds.models.width import Family, LanguageModel
 
 AUTO_CLASSES: dict[LanguageModel, Any] = {
@@ -25,6 +25,8 @@ AUTO_CLASSES: dict[LanguageModel, Any] = {
     "causal": AutoModelForCausalLM,
     "denoising": AutoModelForSeq2SeqLM,
 }
+HEAD = "lm_head.weight"
+COMPARED = 2**22  # entries at a time
 LENGTH_BYTES = 8  # a safetensors file: length of the header, header in JSON, tensors
 DTYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool},
@@ -196,7 +198,43 @@ def check_pieces(
                 f"--teacher {source}: {name} is {list(pieces[name].shape)}, its config.json makes it {list(shape)}",
                 "Put the config.json that the weights were saved with beside them.",
             )
+    _check_tied(source, model, pieces)
     return set(needed) - set(pieces)
+
+
+def _check_tied(source: str, model: PreTrainedModel, pieces: dict[str, Piece]) -> None:
+    """A tensor that the configuration ties to another one is that one, where files hold both."""
+    names = model.state_dict(keep_vars=True)
+    first = {id(tensor): name for name, tensor in _saved(model).items()}
+    for name, tensor in names.items():
+        kept = first[id(tensor)]
+        if kept != name and {kept, name} <= pieces.keys() and not _alike(pieces[kept], pieces[name]):
+            raise HomodistilError(
+                "DATA-TEACHER",
+                f"--teacher {source}: its config.json ties {name} to {kept}, and its files hold two different ones",
+                'If the model was trained so, put "tie_word_embeddings": false into config.json.',
+            )
+
+
+def _alike(one: Piece, other: Piece) -> bool:
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    both, count = reader({"one": one, "other": other}), math.prod(one.shape)
+    runs = ((start, min(COMPARED, count - start)) for start in range(0, count, COMPARED))
+    return all(torch.equal(both("one", *run), both("other", *run)) for run in runs)
+
+
+def check_own_head(source: str, model: PreTrainedModel, family: Family, flag: str = "--teacher") -> None:
+    """A vocabulary head that the configuration unties must be in the files: transformers takes the embedding for it.
+
+    Raises HomodistilError.
+    """
+    if has_own_head(model, family) and HEAD not in open_pieces(source):
+        raise HomodistilError(
+            "DATA-TEACHER",
+            f"{flag} {source}: its config.json says that its vocabulary head is its own, and no file has a {HEAD}",
+            'Copy all of its weight files, or put "tie_word_embeddings": true into config.json if it was trained so.',
+        )
 
 
 def _saved(model: PreTrainedModel) -> dict[str, torch.Tensor]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -67,10 +68,11 @@ GPUS: Mapping[str, Device] = {
 HERE = "cpu"
 
 
-def device_named(name: str) -> Device:
-    """A GPU of the table, or `cpu`: this machine's cores and memory. Raises HomodistilError for another name."""
+def device_named(name: str, ranks_per_node: int = 1) -> Device:
+    """A GPU of the table, or `cpu`: a rank's share of this machine. Raises HomodistilError for another name."""
     if name == HERE:
-        return this_cpu()
+        own = this_cpu()
+        return replace(own, memory=own.framework + (own.memory - own.framework) // ranks_per_node)
     if name.lower() not in GPUS:
         near = difflib.get_close_matches(name.lower(), GPUS, n=1)
         known = f"Use {', '.join((*GPUS, HERE))}."
@@ -84,10 +86,18 @@ def this_device() -> Device:
     """What a rank of this machine computes on: a known GPU by its name, with its own memory, or the CPU."""
     if not torch.cuda.is_available():
         return this_cpu()
-    called = torch.cuda.get_device_name().lower()
-    known = next((GPUS[name] for name in GPUS if name in called.split()), GPUS["a100"])
-    values = vars(known) | {"name": called, "memory": torch.cuda.mem_get_info()[1]}
-    return Device(**values)
+    called = torch.cuda.get_device_name()
+    return replace(gpu_called(called), memory=torch.cuda.mem_get_info()[1])
+
+
+def gpu_called(called: str) -> Device:
+    """The GPU of the table that a driver calls so; one that is not there has the rates of an A100, and says so."""
+    words = re.findall("[a-z0-9]+", called.lower())
+    words += [word.removesuffix("gb") for word in words]
+    known = [name for name in GPUS if set(name.split("-")) <= set(words)]
+    if not known:
+        return replace(GPUS["a100"], name=f"{called} (not known, planned with an A100's rates)")
+    return replace(GPUS[max(known, key=len)], name=called)
 
 
 def this_cpu() -> Device:

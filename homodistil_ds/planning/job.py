@@ -93,7 +93,7 @@ class Job:
     @property
     def micro_batch(self) -> int:
         """Sequences of one rank at a time."""
-        return int(self.machine["train_micro_batch_size_per_gpu"])
+        return ds_config.micro_batch(self.machine)
 
     @property
     def accumulation(self) -> int:
@@ -118,10 +118,14 @@ class Job:
     def with_teacher(self) -> bool:
         return self.config.method != "pretrain"
 
+    @property
+    def prunes(self) -> bool:
+        return self.with_teacher and self.config.student.init == "teacher"
+
     @cached_property
     def objective(self) -> Objective:
-        vocabulary = self.plan.fixed["vocab"]
-        parted = parted_by(self.predicted, vocabulary)
+        most = max(ds_config.micro_batch(machine) for machine in (self.machine, self.later) if machine is not None)
+        parted = parted_by(self.predicted // self.micro_batch * most, self.plan.fixed["vocab"])
         tiled = in_tiles(self.plan.family, self.config.sequence_length)
         return Objective(self.config.loss, with_teacher=self.with_teacher, parted=parted, tiled=tiled)
 
@@ -214,7 +218,7 @@ def job_of(
         device=device,
         gbits=gbits,
     )
-    if config.student.init == "random" or not job.with_teacher:
+    if not job.prunes:
         return job
     cuts = place_cuts(way.schedule, way.student_plan, config.cuts, config.steps, job.flops)
     return replace(job, milestones=cuts)

@@ -9,14 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 from homodistil_ds.distillation.attention_maps import rows_at_once
-from homodistil_ds.models.width import INTO_HEADS, Stack, WidthPlan, Widths
+from homodistil_ds.models.width import WidthPlan, Widths
+from homodistil_ds.planning.activations import Shape, kept_bytes
 from homodistil_ds.planning.job import Job, entries, shapes
-from homodistil_ds.pruning.cost import Stacks, crossed, stacks
+from homodistil_ds.pruning.cost import Stacks, stacks
 from homodistil_ds.runtime import ds_config
 from homodistil_ds.runtime.memory import ADAM_STATES
 
 FP32 = 4
+DTYPES = {"bf16": torch.bfloat16, "autocast": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 BUCKET = 500_000_000  # entries that DeepSpeed reduces at a time, unless the file says so
 LIVE = 1_000_000_000  # entries of sharded parameters that may stay whole at a time
 SUB_GROUP = 1_000_000_000  # entries that ZeRO-3 updates at a time
@@ -113,9 +117,7 @@ def activations(job: Job, widths: Widths) -> dict[str, int]:
     layers, maps = (in_layers(job, plan, power) for power in (1, 2))
     its_layers, its_maps = (in_layers(job, job.plan, power) for power in (1, 2))
     row_of_maps = tokens * job.config.sequence_length
-    kept = c * tokens * per_token(job, plan, widths)
-    if "attention" in reads:  # the softmax in float32 and as it is used
-        kept += (maps + crossed(stacks_of(job, plan))) * row_of_maps * widths.heads * (FP32 + c)
+    kept = kept_bytes(plan, shape_of(job, widths), job.micro_batch)
     found = {"activations": round(kept)}
     if ds_config.recomputes(job.machine):
         found["activations"] = round(kept / plan.layers + layers * c * tokens * widths.hidden)
@@ -136,6 +138,20 @@ def activations(job: Job, widths: Widths) -> dict[str, int]:
     return found | {"losses": round(losses)}
 
 
+def shape_of(job: Job, widths: Widths) -> Shape:
+    """What the student's layers are counted as. A decoder behind an encoder reads what is predicted."""
+    length, shares = job.config.sequence_length, [share for _, _, share in stacks_of(job, job.student_plan)]
+    return Shape(
+        teacher=job.config.teacher,
+        layers=job.student_plan.layers,
+        widths=widths,
+        reads=job.objective.student_reads() - {"logits", "predicted"},
+        ids=round(shares[0] * length),
+        decoder_ids=round(shares[1] * length) if len(shares) > 1 else 0,
+        dtype=DTYPES[ds_config.precision(job.machine)],
+    )
+
+
 def stacks_of(job: Job, plan: WidthPlan) -> Stacks:
     return stacks(plan, job.config.sequence_length, job.predicted_share)
 
@@ -143,21 +159,6 @@ def stacks_of(job: Job, plan: WidthPlan) -> Stacks:
 def in_layers(job: Job, plan: WidthPlan, power: int) -> float:
     """Layers of a model, each counted with what it reads of a row's tokens to this power."""
     return sum(layers * share**power for _, layers, share in stacks_of(job, plan))
-
-
-def per_token(job: Job, plan: WidthPlan, widths: Widths) -> float:
-    """Entries per token that all layers keep for their backward pass, with fused attention: what each matrix reads,
-    what attention and the activation read, what the norms read."""
-    return sum(layers * share * _in_layer(plan, stack, widths) for stack, layers, share in stacks_of(job, plan))
-
-
-def _in_layer(plan: WidthPlan, stack: Stack, widths: Widths) -> int:
-    into = [row.axes[0] for row in plan.family.rows if row.axes[1:] == ("hidden",) and row.stack == stack]
-    gated = into.count("ffn") > 1
-    gives = sum(plan.size(axis, widths) for axis in into if axis in (*INTO_HEADS, "crossing"))
-    crosses = "crossing" in into
-    context = widths.heads * widths.head_size * (1 + crosses)
-    return gives + context + widths.hidden * (5 + gated + 2 * crosses) + widths.ffn * (3 if gated else 2)
 
 
 def logits(job: Job) -> int:

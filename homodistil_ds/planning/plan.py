@@ -122,7 +122,7 @@ def _phases(job: Job) -> Iterator[Phase]:
     ends = [cut.step for cut in job.milestones] + [job.config.steps]
     nexts = [cut.widths for cut in job.milestones] + [None]
     for cut, last, after in zip(cuts, ends, nexts, strict=True):
-        own, scored = job.at(cut.widths), job.schedule.is_scored(cut.step + 1)
+        own, scored = job.at(cut.widths), job.prunes and job.schedule.is_scored(cut.step + 1)
         yield Phase(
             first=cut.step + 1,
             last=last,

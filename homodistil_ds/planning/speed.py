@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from homodistil_ds.models.width import Widths
+from homodistil_ds.models.width import INTO_HEADS, Stack, WidthPlan, Widths
 from homodistil_ds.planning.devices import REACHED
 from homodistil_ds.planning.job import Job, entries
-from homodistil_ds.planning.memory import in_layers, per_token, stacks_of
+from homodistil_ds.planning.memory import in_layers, stacks_of
 from homodistil_ds.planning.traffic import messages, step_traffic
 from homodistil_ds.pruning.cost import body_flops, crossed, head_flops
 from homodistil_ds.runtime import ds_config
@@ -71,8 +71,8 @@ def useful_flops(job: Job, widths: Widths) -> float:
 def _moved(job: Job, widths: Widths) -> float:
     """Bytes per token of everything that is no matrix product."""
     c = job.computed_bytes
-    student = MOVED * per_token(job, job.student_plan, widths)
-    teacher = MOVED_FORWARD * per_token(job, job.plan, job.plan.full) * job.with_teacher
+    student = MOVED * _per_token(job, job.student_plan, widths)
+    teacher = MOVED_FORWARD * _per_token(job, job.plan, job.plan.full) * job.with_teacher
     maps = 0.0
     if "attention" in job.objective.student_reads():
         own, its = (in_layers(job, plan, 2) + crossed(stacks_of(job, plan)) for plan in (job.student_plan, job.plan))
@@ -81,3 +81,17 @@ def _moved(job: Job, widths: Widths) -> float:
         c * (student + teacher + maps * job.config.sequence_length)
         + job.predicted_share * LOGIT_BYTES * job.plan.fixed["vocab"]
     )
+
+
+def _per_token(job: Job, plan: WidthPlan, widths: Widths) -> float:
+    """Entries per token that matrices, attention, activations and norms read in all layers."""
+    return sum(layers * share * _in_layer(plan, stack, widths) for stack, layers, share in stacks_of(job, plan))
+
+
+def _in_layer(plan: WidthPlan, stack: Stack, widths: Widths) -> int:
+    into = [row.axes[0] for row in plan.family.rows if row.axes[1:] == ("hidden",) and row.stack == stack]
+    gated = into.count("ffn") > 1
+    gives = sum(plan.size(axis, widths) for axis in into if axis in (*INTO_HEADS, "crossing"))
+    crosses = "crossing" in into
+    context = widths.heads * widths.head_size * (1 + crosses)
+    return gives + context + widths.hidden * (5 + gated + 2 * crosses) + widths.ffn * (3 if gated else 2)

@@ -39,8 +39,12 @@ def scale_of(plan: WidthPlan, widths: Widths) -> float:
 
 
 def _matrices(plan: WidthPlan, widths: Widths) -> int:
-    """Of one layer: all are alike."""
-    return count(replace(plan, layers=1), widths).matrices
+    """Of all layers: those of a stack are alike."""
+    first = count(replace(plan, layers=1, encoder_layers=min(plan.encoder_layers, 1)), widths).matrices
+    if not plan.encoder_layers:
+        return plan.layers * first
+    both = count(replace(plan, layers=2, encoder_layers=1), widths).matrices
+    return plan.encoder_layers * first + (plan.layers - plan.encoder_layers) * (both - first)
 
 
 def check_scales(scales: Sequence[float], flag: str = "--family") -> None:

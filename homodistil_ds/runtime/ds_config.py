@@ -171,6 +171,11 @@ def precision(values: dict[str, Any]) -> str:
     return "autocast" if values.get("torch_autocast", {}).get("enabled") else "fp32"
 
 
+def micro_batch(values: dict[str, Any]) -> int:
+    """Sequences of one rank at a time; the batch sizes are filled in."""
+    return int(values["train_micro_batch_size_per_gpu"])
+
+
 def offloads(values: dict[str, Any]) -> bool:
     """Whether Adam works in host memory."""
     block = values.get("zero_optimization", {}).get("offload_optimizer")

@@ -165,6 +165,6 @@ def serve(module: nn.Module, placement: str, ds_config: dict[str, Any], dtype: t
     The engine has no optimizer; each forward gathers one submodule after the other, so all ranks must call it.
     """
     if placement == "replicated":
-        return in_format(module.to(ranks.device()), dtype)
+        return in_format(module, dtype).to(ranks.device())
     engine, *_ = deepspeed.initialize(model=module, config=ds_config)
     return engine

@@ -9,13 +9,43 @@ from pathlib import Path
 
 import pytest
 import torch
+from family_models import tiny_model, tokenizer_for
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM
 
 from homodistil_ds.errors import HomodistilError
+from homodistil_ds.models.fused import put_together
 from homodistil_ds.models.loading import load_outline, load_teacher
 from homodistil_ds.models.pieces import Read, reader_of, unfilled
 from homodistil_ds.runtime import placement
+
+
+def saved_model(variant: str, folder: Path) -> Path:
+    model = put_together(tiny_model(variant))
+    model.save_pretrained(folder)
+    tokenizer_for(variant, [f"w{number}" for number in range(80)]).save_pretrained(folder)
+    return folder
+
+
+def set_in_config(folder: Path, **values: bool) -> None:
+    facts = json.loads((folder / "config.json").read_text(encoding="utf-8")) | values
+    (folder / "config.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+@pytest.mark.parametrize("load", [load_teacher, load_outline])
+def test_a_head_that_is_tied_and_another_in_the_files_is_refused(load: Callable[[str], object], tmp_path: Path) -> None:
+    folder = saved_model("llama", tmp_path)
+    set_in_config(folder, tie_word_embeddings=True)
+    with pytest.raises(HomodistilError, match=r"lm_head\.weight"):
+        load(str(folder))
+
+
+@pytest.mark.parametrize("load", [load_teacher, load_outline])
+def test_a_head_of_its_own_that_no_file_has_is_refused(load: Callable[[str], object], tmp_path: Path) -> None:
+    folder = saved_model("t5", tmp_path)
+    set_in_config(folder, tie_word_embeddings=False)
+    with pytest.raises(HomodistilError, match=r"no file has a lm_head\.weight"):
+        load(str(folder))
 
 
 @pytest.fixture

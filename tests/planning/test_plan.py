@@ -17,9 +17,9 @@ from homodistil_ds.errors import HomodistilError
 from homodistil_ds.machine import Machine
 from homodistil_ds.models.forward import Student, Teacher, headed
 from homodistil_ds.planning import page
-from homodistil_ds.planning.devices import GPUS, Device, device_named
+from homodistil_ds.planning.devices import GPUS, Device, device_named, gpu_called
 from homodistil_ds.planning.job import Job, entries, job_of
-from homodistil_ds.planning.memory import footprint, per_token
+from homodistil_ds.planning.memory import footprint, shape_of
 from homodistil_ds.planning.plan import Plan, as_json, plan_of
 from homodistil_ds.planning.traffic import step_traffic
 from homodistil_ds.presets import PRESETS
@@ -133,23 +133,13 @@ def test_bytes_of_weights_masters_and_moments_are_exact(tmp_path: Path) -> None:
     assert found.host == 16 * size // 8
 
 
-def test_what_a_layer_keeps_for_its_backward_pass(tmp_path: Path) -> None:
-    bert = job(bert_base(tmp_path), machine(2))
-    assert per_token(bert, bert.plan, bert.plan.full) == 12 * 17 * 768
-    llama = job(llama_7b(tmp_path), machine(2))
-    assert per_token(llama, llama.plan, llama.plan.full) == 32 * (10 * 4096 + 3 * 11008)
-
-
 def test_of_two_stacks_each_counts_with_what_it_reads(tmp_path: Path) -> None:
     """t5-small: 128 tokens make 116 ids of the encoder (115.5 by the formula) and 26 of the decoder."""
     T5Config(decoder_start_token_id=0).save_pretrained(tmp_path)
     planned = job(replace(PRESETS["homodistil"](), teacher=str(tmp_path), sequence_length=128), machine(2))
-    read, said = 116.5 / 128, 26 / 128
-    encoder = (3 + 1) * 512 + 512 * 5 + 2048 * 2
-    decoder = (6 + 2) * 512 + 512 * 7 + 2048 * 2
-    kept = per_token(planned, planned.plan, planned.plan.full)
-    assert kept == pytest.approx(6 * (read * encoder + said * decoder))
-    assert planned.predicted_share == said
+    assert planned.predicted_share == 26 / 128
+    shape = shape_of(planned, planned.plan.full)
+    assert (shape.ids, shape.decoder_ids) == (116, 26)
     assert "DOES NOT FIT" not in page.text(plan_of(planned))
 
 
@@ -248,3 +238,22 @@ def test_a_student_without_cuts_is_one_phase(tmp_path: Path) -> None:
     pruning = PruningConfig(interval=100)
     found = plan(replace(bert_base(tmp_path), cuts=0, pruning=pruning))
     assert [(phase.first, phase.last) for phase in found.phases] == [(1, 28_000)]
+
+
+@pytest.mark.parametrize(
+    ("called", "known"),
+    [("Tesla V100-SXM2-32GB", "v100"), ("NVIDIA A100-SXM4-40GB", "a100-40"), ("NVIDIA H100 80GB HBM3", "h100")],
+)
+def test_a_gpu_is_known_by_what_its_driver_calls_it(called: str, known: str) -> None:
+    assert gpu_called(called) == replace(GPUS[known], name=called)
+
+
+def test_a_gpu_that_is_not_known_says_whose_rates_it_has() -> None:
+    found = gpu_called("NVIDIA GH200 480GB")
+    assert found.peak == GPUS["a100"].peak
+    assert "not known" in found.name
+
+
+def test_ranks_of_one_machine_share_its_memory() -> None:
+    whole, share = device_named("cpu"), device_named("cpu", 4)
+    assert (share.memory - share.framework) / (whole.memory - whole.framework) == pytest.approx(0.25, rel=0.1)
