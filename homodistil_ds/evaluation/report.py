@@ -96,6 +96,8 @@ class Report:
     """One entry per log line and per held-out evaluation, in order."""
     peak_bytes: int = 0
     """The most memory that a rank held during the training loop: of its GPU, by torch's tensors, or of the machine."""
+    measured_in: str = "float32"
+    """The number format of both models when held-out text was measured: that of training where float32 had no room."""
     language_model: str = "masked"
     """masked, causal or denoising."""
     family: list[MemberRow] = field(default_factory=list)
@@ -207,6 +209,7 @@ def _markdown(report: Report, run_dir: Path, figures: list[str]) -> str:
         "world size": report.world_size,
         "ZeRO stage": report.zero_stage,
         "precision": report.precision,
+        **({} if report.measured_in == "float32" else {"held-out figures in": report.measured_in}),
         "seed": report.seed,
         "mask digest": f"`{report.mask_digest}`, compared between ranks {report.digests_checked} times",
         "corpus fingerprint": f"`{report.corpus_fingerprint}`",

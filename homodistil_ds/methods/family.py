@@ -14,7 +14,8 @@ import torch
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.evaluation.heldout import HeldOut
 from homodistil_ds.evaluation.report import MemberRow, Report
-from homodistil_ds.methods.saving import held_out_in_float32, model_row, plain_student, prove
+from homodistil_ds.methods.measuring import held_out_of
+from homodistil_ds.methods.saving import model_row, plain_student, prove
 from homodistil_ds.methods.setting import Setting
 from homodistil_ds.methods.start import TRIAL
 from homodistil_ds.models.loading import load_teacher, save_folder, stored_dtype
@@ -95,14 +96,16 @@ def _placed(folder: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Held-out figures, in float32: of each member as saved, the last one included, and the loss of what all of them
+    """Held-out figures: of each member as saved, the last one included, and the loss of what all of them
     are shares of."""
 
     members: tuple[HeldOut, ...]
     whole_loss: float
 
 
-def measure(setting: Setting, stage: Stage, teacher: torch.nn.Module | None, last: HeldOut) -> Measured | None:
+def measure(
+    setting: Setting, stage: Stage, teacher: torch.nn.Module | None, last: HeldOut, dtype: torch.dtype
+) -> Measured | None:
     """All ranks call it; None for a run without a family."""
     if not setting.config.family:
         return None
@@ -110,7 +113,7 @@ def measure(setting: Setting, stage: Stage, teacher: torch.nn.Module | None, las
 
     def figures(folder: str, taught_by: torch.nn.Module | None) -> HeldOut:
         model = ranks.together(lambda: load_teacher(folder, flag="the student")[0])
-        return held_out_in_float32(setting, stage, model, taught_by)
+        return held_out_of(setting, stage, model, taught_by, dtype)
 
     before = [figures(str(folder_of(setting, member)), teacher) for member in leaves(setting).values()]
     whole_loss = last.teacher_loss

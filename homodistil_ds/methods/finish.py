@@ -12,8 +12,8 @@ from homodistil_ds.evaluation.card import model_card
 from homodistil_ds.evaluation.heldout import HeldOut
 from homodistil_ds.evaluation.report import Report, before_after_table, versions, write_report
 from homodistil_ds.methods import family, flops
-from homodistil_ds.methods.placing import float32_teacher
-from homodistil_ds.methods.saving import held_out_in_float32, model_row, plain_student, prove
+from homodistil_ds.methods.measuring import held_out_of, measured_teacher, measuring_dtype
+from homodistil_ds.methods.saving import model_row, plain_student, prove
 from homodistil_ds.methods.setting import Setting
 from homodistil_ds.models.loading import folder_of, save_folder, stored_dtype
 from homodistil_ds.runtime import claim, ds_config, ranks
@@ -30,20 +30,28 @@ def finish(setting: Setting, stage: Stage) -> None:
     zero_stage = stage.engine.zero_optimization_stage()
     dispose(stage.engine)
     rounded_to(student, dtype)
-    teacher = None if stage.teacher is None else float32_teacher(setting, stage)
-    held_out = held_out_in_float32(setting, stage, student, teacher)
-    members = family.measure(setting, stage, teacher, held_out)
+    folder, has_teacher = setting.run_dir / "student", stage.teacher is not None
+    rates: list[float] = []
+
+    def save() -> None:
+        claim.check(setting.run_dir)
+        setting.monitor.line("saving the student and loading it back in a fresh process")
+        save_folder(student, setting.tokenizer, folder, dtype, kept)
+        rates.extend(prove(setting, student, folder, has_teacher))
+
+    ranks.on_first(save)  # first: whatever becomes of the figures, the student is there
+    measured_in = measuring_dtype(setting, stage, student)
+    teacher = measured_teacher(setting, stage, measured_in) if has_teacher else None
+    held_out = held_out_of(setting, stage, student, teacher, measured_in)
+    members = family.measure(setting, stage, teacher, held_out, measured_in)
     if teacher is not None and setting.read is not None:
         dispose(teacher)  # an engine, whose shards a second descent would still hold
-    has_teacher, teacher = teacher is not None, None
+    teacher = None
 
     def write() -> None:
         claim.check(setting.run_dir)
-        folder = setting.run_dir / "student"
-        setting.monitor.line("saving the student and loading it back in a fresh process")
-        save_folder(student, setting.tokenizer, folder, dtype, kept)
-        rates = prove(setting, student, folder, has_teacher)
         report = build_report(setting, stage, held_out, rates, seconds, zero_stage)
+        report = replace(report, measured_in=str(measured_in).removeprefix("torch."))
         write_card(setting, report, folder)
         if members is not None:
             report = replace(report, family=family.rows(setting, stage, report, members))

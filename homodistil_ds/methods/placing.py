@@ -10,38 +10,19 @@ import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedModel
 
-from homodistil_ds.distillation.cached_teacher import CachedTeacher
 from homodistil_ds.methods.setting import Setting
 from homodistil_ds.models.depth import from_layers
 from homodistil_ds.models.forward import Read, Teacher
-from homodistil_ds.models.loading import as_student, load_teacher, twin, without_dropout
+from homodistil_ds.models.loading import as_student, twin, without_dropout
 from homodistil_ds.models.pieces import exact_buffers, reader_of, unfilled
 from homodistil_ds.models.width import Widths
 from homodistil_ds.pruning.shrink import blank
-from homodistil_ds.runtime import ds_config, engine, placement, ranks
-from homodistil_ds.stage import Stage
+from homodistil_ds.runtime import ds_config, placement, ranks
 
 
 def placed_teacher(setting: Setting, reads: Collection[Read]) -> nn.Module:
     """The teacher in the precision of training. Make the student first: this rounds a source that is whole."""
-    return _placed(setting, setting.source, reads, setting.ds_config, setting.train_dtype)
-
-
-def float32_teacher(setting: Setting, stage: Stage) -> nn.Module:
-    """The teacher in float32, for figures of the held-out text; it takes the place of the stage's, which is freed."""
-    trained, stage.teacher = stage.teacher, None
-    if isinstance(trained, CachedTeacher):
-        trained = trained.body
-    if setting.read is not None:
-        if trained is not None and ds_config.precision(setting.ds_config) == "fp32":
-            return trained
-        if trained is not None:
-            engine.dispose(trained)
-        return _placed(setting, setting.source, {"logits"}, {}, torch.float32)
-    # Loaded again: the teacher of the stage was rounded to the precision of training.
-    del trained
-    source = ranks.together(lambda: load_teacher(setting.config.teacher)[0])
-    return _placed(setting, source, {"logits"}, {}, torch.float32)
+    return placed(setting, setting.source, reads, setting.ds_config, setting.train_dtype)
 
 
 def student_from(setting: Setting, copied: bool = True) -> PreTrainedModel:
@@ -75,9 +56,10 @@ def _sharded(
     return exact_buffers(placement.sharded(build, machine, group))
 
 
-def _placed(
+def placed(
     setting: Setting, source: PreTrainedModel, reads: Collection[Read], machine: dict[str, Any], dtype: torch.dtype
 ) -> nn.Module:
+    """A teacher where the run's placement puts it, in shards in the precision of `machine`, whole in `dtype`."""
     model, config, read = source, {}, setting.read
     if read is not None:
         largest = max(parameter.numel() for parameter in source.parameters())

@@ -1,4 +1,4 @@
-"""A student as it is kept: taken out of the engine, saved as a plain folder, proven and measured."""
+"""A student as it is kept: taken out of the engine, proven where it was saved, described."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ import torch
 from transformers import PreTrainedModel
 
 from homodistil_ds.evaluation import proof
-from homodistil_ds.evaluation.heldout import HeldOut, evaluate
 from homodistil_ds.evaluation.inputs import for_decoder
 from homodistil_ds.evaluation.report import ModelRow
 from homodistil_ds.methods.running import fill
 from homodistil_ds.methods.setting import Setting
-from homodistil_ds.models.forward import Activations, Teacher, headed
 from homodistil_ds.models.loading import empty_model, folder_of
 from homodistil_ds.models.width import WidthPlan, Widths, count
 from homodistil_ds.pruning.shrink import export
-from homodistil_ds.runtime import ranks
 from homodistil_ds.runtime.shards import full_weights
 from homodistil_ds.stage import Stage
 
@@ -40,27 +37,6 @@ def plain_student(setting: Setting, stage: Stage) -> tuple[PreTrainedModel, dict
     }
     local = {group: mask.nonzero().flatten() for group, mask in masks.local().items()}
     return export(model, stage.plan, masks.widths(), local), kept
-
-
-def held_out_in_float32(
-    setting: Setting, stage: Stage, student: PreTrainedModel, teacher: torch.nn.Module | None
-) -> HeldOut:
-    """Held-out figures of the very model that is saved, in float32."""
-
-    reads = {stage.objective.logits}
-    torch.nn.Module.to(student, ranks.device(), torch.float32)
-    model = Teacher(student, stage.plan.family, reads)
-
-    def own(*shown: torch.Tensor) -> Activations:
-        return headed(model, model(*shown, reads=reads))
-
-    def taught(*shown: torch.Tensor) -> Activations:
-        assert teacher is not None
-        return headed(teacher, teacher(*shown, reads=reads))
-
-    result = evaluate(own, None if teacher is None else taught, setting.batches.held_out(), setting.parted)
-    student.cpu()
-    return result
 
 
 def prove(setting: Setting, student: PreTrainedModel, folder: Path, with_teacher: bool) -> list[float]:

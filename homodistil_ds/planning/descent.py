@@ -72,13 +72,17 @@ def descent_of(config: RunConfig, *machines: dict[str, Any] | None) -> Descent:
 
 def check_recomputed(reads: Collection[Read], sharded: bool) -> None:
     """Raises HomodistilError for what a layer run once more under ZeRO-3 would hand to the losses without gradients."""
-    lost = sorted({"attention", "queries", "keys", "values"} & set(reads)) if sharded else []
-    if lost:
+    if sharded and (lost := lost_by_recomputing(reads)):
         raise HomodistilError(
             "CFG-RECOMPUTE",
             f"activation_checkpointing at ZeRO stage 3, and losses that read {', '.join(lost)} inside the layers",
             "Use stage 1 or 2, leave that block out, or set those losses (--loss.attention, .scores, ...) to 0.",
         )
+
+
+def lost_by_recomputing(reads: Collection[Read]) -> list[str]:
+    """What losses read inside the layers, which has no gradient where sharded layers run once more."""
+    return sorted({"attention", "queries", "keys", "values"} & set(reads))
 
 
 def family_of(config: RunConfig, plan: WidthPlan) -> tuple[Member, ...]:

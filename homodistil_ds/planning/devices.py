@@ -30,9 +30,10 @@ class Device:
     """What one rank computes on. Rates in FLOP/s and bytes/s.
 
     `product` is the rate of the largest matrix product in half precision, `peak` the data sheet's, of which a model's
-    FLOPs utilisation is a share; `bus` what a collective moves per second between the ranks of a node; `framework` the
-    bytes that a process takes before it has any model. `keeps_freed`: memory of small tensors is not given back while
-    the process lives, so what peaks at different times adds up.
+    FLOPs utilisation is a share; `bus` what a collective moves per second between the ranks of a node, `host_link` what
+    a copy from or to host memory does; `framework` the bytes that a process takes before it has any model.
+    `keeps_freed`: memory of small tensors is not given back while the process lives, so what peaks at different times
+    adds up.
     """
 
     name: str
@@ -41,28 +42,39 @@ class Device:
     bandwidth: float
     memory: int
     bus: float
+    host_link: float
     framework: int = FRAMEWORK
     keeps_freed: bool = False
 
 
-def _gpu(name: str, peak: float, product: float, bandwidth: float, gib: int, bus: float) -> Device:
-    return Device(name=name, peak=peak, product=product, bandwidth=0.85 * bandwidth, memory=gib * GIB, bus=bus)
+def _gpu(name: str, peak: float, product: float, bandwidth: float, gib: int, bus: float, pcie: int) -> Device:
+    return Device(
+        name=name,
+        peak=peak,
+        product=product,
+        bandwidth=0.85 * bandwidth,
+        memory=gib * GIB,
+        bus=bus,
+        host_link=HOST_LINK_SHARE * PCIE[pcie],
+    )
 
 
+PCIE = {3: 15.75e9, 4: 31.5e9, 5: 63e9}  # bytes/s of 16 lanes, one way, by generation
+HOST_LINK_SHARE = 0.8  # of it that copies of pinned memory reach
 # Sources: NVIDIA's data sheets for peaks, bandwidths and sizes (less what the driver keeps); largest measured products
 # of A100, H100 and H200 from stas00/ml-engineering, elsewhere 80 % of the peak.
 GPUS: Mapping[str, Device] = {
     device.name: device
     for device in (
-        _gpu("v100", 125e12, 100e12, 0.9e12, 31, 120e9),
-        _gpu("a10", 125e12, 100e12, 0.6e12, 22, 25e9),
-        _gpu("l4", 121e12, 97e12, 0.3e12, 22, 25e9),
-        _gpu("l40s", 362e12, 290e12, 0.864e12, 44, 25e9),
-        _gpu("a100-40", 312e12, 268e12, 1.55e12, 39, 230e9),
-        _gpu("a100", 312e12, 268e12, 2.0e12, 79, 230e9),
-        _gpu("h100", 989e12, 790e12, 3.35e12, 79, 360e9),
-        _gpu("h200", 989e12, 790e12, 4.8e12, 139, 360e9),
-        _gpu("b200", 2250e12, 1800e12, 8.0e12, 178, 720e9),
+        _gpu("v100", 125e12, 100e12, 0.9e12, 31, 120e9, 3),
+        _gpu("a10", 125e12, 100e12, 0.6e12, 22, 25e9, 4),
+        _gpu("l4", 121e12, 97e12, 0.3e12, 22, 25e9, 4),
+        _gpu("l40s", 362e12, 290e12, 0.864e12, 44, 25e9, 4),
+        _gpu("a100-40", 312e12, 268e12, 1.55e12, 39, 230e9, 4),
+        _gpu("a100", 312e12, 268e12, 2.0e12, 79, 230e9, 4),
+        _gpu("h100", 989e12, 790e12, 3.35e12, 79, 360e9, 5),
+        _gpu("h200", 989e12, 790e12, 4.8e12, 139, 360e9, 5),
+        _gpu("b200", 2250e12, 1800e12, 8.0e12, 178, 720e9, 5),
     )
 }
 HERE = "cpu"
@@ -111,6 +123,7 @@ def this_cpu() -> Device:
         bandwidth=1e10,
         memory=memory.available_bytes() + own,
         bus=1e9,
+        host_link=1e10,
         framework=own,
         keeps_freed=True,
     )

@@ -54,6 +54,10 @@ class Job:
     """The cuts of the run, as it will place them: the same on every machine."""
 
     @property
+    def last_widths(self) -> Widths:
+        return self.schedule.target if self.prunes else self.first_widths
+
+    @property
     def ranks(self) -> int:
         return self.nodes * self.ranks_per_node
 

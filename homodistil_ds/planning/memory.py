@@ -6,6 +6,7 @@ copies at each stage was read in its source and compared with the peaks of real 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ KERNELS = 48 * 2**20  # what kernels and collectives keep for themselves from th
 LOGIT_COPIES = 28  # bytes per logit: of both models, in float32, normalised, and a gradient
 PART_COPIES = 12
 TILE_COPIES = 4  # of a tile of attention maps: both models' maps, how they differ, a gradient
+MEASURED_IN = 0.8  # of the free memory that models in float32 may take at the end
 FRAGMENTS = 1.06  # of a GPU's memory, lost between blocks
 
 
@@ -88,10 +90,16 @@ def states(job: Job, widths: Widths) -> dict[str, int]:
 def gradient_bytes(job: Job, widths: Widths) -> int:
     """Gradients as they are when the backward pass ends, with the bucket they are reduced in."""
     size, w = entries(job.trained(widths)), job.weight_bytes
-    bucket = w * min(size, job.zero("reduce_bucket_size", BUCKET)) * (2 if job.zero("overlap_comm", False) else 1)
+    most = job.zero("reduce_bucket_size", BUCKET)
+    # DeepSpeed makes it whole; what nobody writes to is no memory of a process on a CPU.
+    used = min(size, most) if job.device.keeps_freed or job.stage == 0 else most
+    bucket = w * used * (2 if job.zero("overlap_comm", False) else 1)
     if job.stage in (0, 1):
         return w * size + bucket
-    return w * size // job.ranks + 2 * bucket if job.stage == 3 else bucket  # reduced from a second copy
+    own = w * size // job.ranks
+    if job.stage == 3:
+        return own + 2 * bucket  # reduced from a second copy
+    return own * (2 if job.accumulation > 1 else 1) + bucket  # what was reduced of the micro batches before stays
 
 
 def step_bytes(job: Job, widths: Widths) -> int:
@@ -101,7 +109,7 @@ def step_bytes(job: Job, widths: Widths) -> int:
         return 0
     if job.stage == 3:
         return FP32 * min(size // job.ranks, job.zero("sub_group_size", SUB_GROUP))
-    return (2 * w + FP32) * size // job.ranks
+    return ((2 if job.stage == 1 else 1) * w + FP32) * size // job.ranks  # at stage 2 one copy is there already
 
 
 def cut_bytes(job: Job, after: Widths) -> int:
@@ -175,7 +183,40 @@ def host_bytes(job: Job, widths: Widths) -> int:
         return 0
     size = entries(job.trained(widths))
     offloaded = (ADAM_STATES + FP32) * size // job.ranks if job.offloads else 0
-    return offloaded + (entries(job.taught()) * 2 // job.ranks if job.placement == "cpu_offload" else 0)
+    taught = entries(job.taught()) * job.weight_bytes // job.ranks if job.placement == "cpu_offload" else 0
+    return offloaded + taught
+
+
+def host_bytes_around(job: Job) -> int:
+    """Beside a GPU, before the loop and after it: models that every rank makes or takes whole, in float32."""
+    if job.device.keeps_freed:
+        return 0
+    source = entries(shapes(job.plan, job.plan.full)) if job.placement == "replicated" else 0
+    began = source + (entries(job.trained(job.first_widths)) if job.stage < 3 else 0)
+    return FP32 * max(began, entries(job.trained(job.last_widths)))
+
+
+def measuring_bytes(taught: int, largest: int, student: int, parts: int, offloaded: bool, width: int) -> int:
+    """Of both models while a finished student is measured beside its teacher, at `width` bytes per weight.
+
+    `taught`, `largest` and `student` are entries: of the teacher, of its largest parameter, of the student, which each
+    rank has whole; the teacher lies in `parts`, or `offloaded` in host memory.
+    """
+    pieces = parts > 1 or offloaded
+    return width * ((0 if offloaded else taught // parts) + 2 * largest * pieces + student)
+
+
+def end_bytes(job: Job) -> int:
+    """While the student is measured: in float32 where that fits (methods/saving.py), else in the format of training."""
+    taught = [math.prod(shape) for _, shape in job.taught()]
+    student = entries(shapes(job.student_plan, job.last_widths))
+    offloaded = job.placement == "cpu_offload" and not job.device.keeps_freed
+    sizes = [
+        measuring_bytes(sum(taught), max(taught, default=0), student, job.teacher_parts, offloaded, width)
+        for width in (FP32, job.weight_bytes)
+    ]
+    free = job.device.memory - job.device.framework
+    return job.device.framework + (sizes[0] if sizes[0] <= MEASURED_IN * free else sizes[1])
 
 
 def start_bytes(job: Job) -> int:
@@ -183,6 +224,9 @@ def start_bytes(job: Job) -> int:
     size = entries(job.trained(job.first_widths))
     source = FP32 * entries(shapes(job.plan, job.plan.full)) if job.placement == "replicated" else 0
     w, framework = job.weight_bytes, job.device.framework
+    if not job.device.keeps_freed:  # models are made and rounded in host memory
+        masters = 0 if job.stage == 0 else FP32 * size // job.ranks
+        return framework + teacher_bytes(job) + masters + w * size // (job.ranks if job.stage == 3 else 1)
     if job.stage == 3:
         return framework + source + teacher_bytes(job) * (not source) + (w + FP32 + w) * size // job.ranks
     masters = 0 if job.stage == 0 else (w + FP32) * size // job.ranks

@@ -48,7 +48,9 @@ def text(plan: Plan) -> str:
         "",
         f"ZeRO {job.stage}, teacher {job.placement}, micro batch {job.micro_batch} x {job.config.sequence_length} "
         f"tokens, accumulation {job.accumulation}.",
-        f"Peak {gib(plan.peak)} of {gib(job.device.memory)} per rank, {gib(plan.start_peak)} at the start: {verdict}.",
+        f"Peak {gib(plan.peak)} of {gib(job.device.memory)} per rank, {gib(plan.start_peak)} at the start, "
+        f"{gib(plan.end_peak)} while the finished student is measured: {verdict}.",
+        *([f"Host memory of a node: up to {gib(plan.host_peak)}."] if plan.host_peak else []),
         f"{plan.tokens:,} tokens, {plan.flops:.3g} FLOPs, {duration_text(plan.seconds)}, "
         f"{plan.device_hours:,.2f} device hours (estimate).",
         f"A checkpoint takes at most {gib(plan.checkpoint_bytes)}; {job.config.save_total_limit} are kept.",

@@ -8,11 +8,13 @@ from typing import Any
 
 from homodistil_ds.models.width import Widths, count
 from homodistil_ds.planning import memory
+from homodistil_ds.planning.descent import lost_by_recomputing
 from homodistil_ds.planning.job import Job, entries
-from homodistil_ds.planning.memory import Footprint, footprint, start_bytes
+from homodistil_ds.planning.memory import Footprint, end_bytes, footprint, host_bytes_around, start_bytes
 from homodistil_ds.planning.speed import Pace, pace
 from homodistil_ds.planning.traffic import step_traffic
 from homodistil_ds.pruning.milestones import Milestone
+from homodistil_ds.runtime import ds_config
 
 ROOM = 0.95  # of a device's memory that a plan may fill: formulas are some per cent off
 TILE = 64  # widths in these multiples keep tensor cores busy
@@ -63,6 +65,9 @@ class Plan:
     job: Job
     phases: tuple[Phase, ...]
     start_peak: int
+    end_peak: int
+    host_peak: int
+    """Of a node's host memory, beside GPUs."""
     flops: float
     checkpoint_bytes: int
     cache_row_bytes: int
@@ -78,7 +83,7 @@ class Plan:
 
     @property
     def peak(self) -> int:
-        return max(self.start_peak, *(phase.footprint.peak for phase in self.phases))
+        return max(self.start_peak, self.end_peak, *(phase.footprint.peak for phase in self.phases))
 
     @property
     def fits(self) -> bool:
@@ -110,6 +115,8 @@ def plan_of(job: Job) -> Plan:
         job=job,
         phases=phases,
         start_peak=start_bytes(job),
+        end_peak=end_bytes(job),
+        host_peak=job.ranks_per_node * max(host_bytes_around(job), *(phase.footprint.host for phase in phases)),
         flops=sum(tokens * phase.steps * job.flops(phase.widths) for phase in phases),
         checkpoint_bytes=memory.checkpoint_bytes(job, phases[0].widths),
         cache_row_bytes=memory.cache_row_bytes(job),
@@ -140,11 +147,11 @@ def _choices(job: Job) -> Iterator[Choice]:
     Each with the largest micro batch that fits, of the one that was asked for and its halves.
     """
     stages = [stage for stage in (0, 1, 2, 3) if stage or job.weight_bytes == 4]
-    placements: tuple[str, ...] = (job.placement,)
-    if job.with_teacher and job.ranks > 1:
-        placements = ("replicated", "node", "zero3") if job.nodes > 1 else ("replicated", "zero3")
-    if job.plan.family.fused:
-        placements = ("replicated",)
+    placements: dict[str, None] = {job.placement: None}
+    if job.with_teacher and job.ranks > 1 and not job.plan.family.fused:
+        placements |= dict.fromkeys(("replicated", "node", "zero3") if job.nodes > 1 else ("replicated", "zero3"))
+    if ds_config.recomputes(job.machine) and lost_by_recomputing(job.objective.student_reads()):
+        stages.remove(3)
     found = [_choice(job, stage, placement) for stage in stages for placement in placements]
     yield from sorted(found, key=lambda choice: (not choice.fits, choice.hours if choice.fits else choice.peak))
 
@@ -158,7 +165,7 @@ def _choice(job: Job, stage: int, placement: str) -> Choice:
         sizes = {"train_micro_batch_size_per_gpu": micro, "gradient_accumulation_steps": times}
         own = replace(job, machine={**job.machine, **sizes, "zero_optimization": zero}, later=None, placement=placement)
         phases = list(_phases(own))
-        peak = max(start_bytes(own), *(phase.footprint.peak for phase in phases))
+        peak = max(start_bytes(own), end_bytes(own), *(phase.footprint.peak for phase in phases))
         fits = peak <= ROOM * own.device.memory
         if fits or micro % 2:
             break
@@ -220,6 +227,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "fits": plan.fits,
         "peak_bytes": plan.peak,
         "start_peak_bytes": plan.start_peak,
+        "end_peak_bytes": plan.end_peak,
+        "host_peak_bytes_of_a_node": plan.host_peak,
         "tokens": plan.tokens,
         "flops": plan.flops,
         "seconds": plan.seconds,

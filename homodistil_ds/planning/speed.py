@@ -12,7 +12,7 @@ from homodistil_ds.models.width import INTO_HEADS, Stack, WidthPlan, Widths
 from homodistil_ds.planning.devices import REACHED
 from homodistil_ds.planning.job import Job, entries
 from homodistil_ds.planning.memory import in_layers, stacks_of
-from homodistil_ds.planning.traffic import messages, step_traffic
+from homodistil_ds.planning.traffic import host_traffic, messages, step_traffic
 from homodistil_ds.pruning.cost import body_flops, crossed, head_flops
 from homodistil_ds.runtime import ds_config
 
@@ -29,7 +29,7 @@ class Pace:
 
     seconds: float
     communication: float
-    """The part of `seconds` that collectives take, if nothing hides them."""
+    """The part of `seconds` that collectives and copies from and to host memory take, if nothing hides them."""
     tokens_per_second: float
     """Of all ranks."""
     utilisation: float
@@ -44,12 +44,13 @@ def pace(job: Job, widths: Widths, scored: bool) -> Pace:
     body = body_flops(job.student_plan, widths, job.config.sequence_length, job.predicted_share)
     again = body * ds_config.recomputes(job.machine)
     products = tokens * (job.flops(widths) + again) / device.product
-    moved = tokens * _moved(job, widths) + ADAM_BYTES * entries(job.trained(widths)) / job.ranks
+    moved = tokens * _moved(job, widths) + ADAM_BYTES * entries(job.trained(widths)) / (job.ranks if job.stage else 1)
     computing = (products + moved / device.bandwidth) / reached
     traffic = step_traffic(job, widths, scored)
     in_node = traffic.pop("teacher", 0) if job.placement == "node" else 0
     moving = sum(traffic.values()) / job.bus + in_node / device.bus
     communication = moving + messages(job) * LATENCY * math.log2(job.ranks) if job.ranks > 1 else 0.0
+    communication += host_traffic(job, widths) / device.host_link
     seconds = computing + communication
     return Pace(
         seconds=seconds,

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from homodistil_ds.models.width import WidthPlan, Widths
 from homodistil_ds.planning.job import Job, Parameters, entries, shapes
 from homodistil_ds.planning.memory import FP32, LIVE
+from homodistil_ds.runtime import ds_config
 
 PERSISTENT = 100_000  # entries up to which ZeRO-3 keeps a parameter whole, unless the file says so
 REUSE = 1_000_000_000  # entries after which a gathered parameter that is needed again is let go
@@ -98,4 +99,19 @@ def _neurons(job: Job, widths: Widths) -> Iterable[int]:
 def messages(job: Job) -> int:
     """Collectives of a step that wait for the network, at least."""
     per_layer = 2 * job.student_plan.layers * job.accumulation if job.stage == 3 else 0
-    return 4 + per_layer + (job.plan.layers * job.accumulation if job.placement != "replicated" else 0)
+    pieces = job.with_teacher and job.placement != "replicated"
+    return 4 + per_layer + (job.plan.layers * job.accumulation if pieces else 0)
+
+
+def host_traffic(job: Job, widths: Widths) -> int:
+    """Bytes of a step between a rank's GPU and host memory: a teacher that lies there, parameters, gradients on their
+    way to an Adam that works there and weights on their way back."""
+    if job.device.keeps_freed:
+        return 0
+    w, size = job.weight_bytes, entries(job.trained(widths)) // job.ranks
+    found = job.accumulation * w * entries(job.taught()) // job.ranks if job.placement == "cpu_offload" else 0
+    if job.offloads:
+        found += (job.accumulation + 1) * w * size
+    if ds_config.offloads_parameters(job.machine):
+        found += 2 * job.accumulation * w * size  # for the forward pass and for the backward pass
+    return found

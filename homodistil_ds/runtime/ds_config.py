@@ -182,6 +182,12 @@ def offloads(values: dict[str, Any]) -> bool:
     return block is not None and block.get("device") == "cpu"
 
 
+def offloads_parameters(values: dict[str, Any]) -> bool:
+    """Whether weights lie in host memory and come when they are needed."""
+    block = values.get("zero_optimization", {}).get("offload_param")
+    return block is not None and block.get("device") == "cpu"
+
+
 def recomputes(values: dict[str, Any]) -> bool:
     """Whether layers are run once more in the backward pass, so that only their inputs are kept: the file has the block
     activation_checkpointing, which DeepSpeed itself leaves to the model."""

@@ -75,7 +75,8 @@ def available_bytes() -> int:
     """What this rank may still take: free memory of its GPU, else the smallest of its limits and of its share of the
     machine's memory."""
     if torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[0]
+        kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()  # by torch, for its next tensors
+        return torch.cuda.mem_get_info()[0] + kept
     share = psutil.virtual_memory().available
     limit = cgroup_room(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
     if limit is not None:

@@ -17,7 +17,8 @@ from homodistil_ds.config import RunConfig, StudentConfig
 from homodistil_ds.distillation.objective import Objective
 from homodistil_ds.evaluation.heldout import measure_on
 from homodistil_ds.machine import Machine
-from homodistil_ds.methods.placing import float32_teacher, placed_teacher, student_from
+from homodistil_ds.methods.measuring import measured_teacher
+from homodistil_ds.methods.placing import placed_teacher, student_from
 from homodistil_ds.methods.setting import Setting, prepare_setting
 from homodistil_ds.models.forward import Activations, Student
 from homodistil_ds.models.width import Widths
@@ -76,7 +77,7 @@ def compare(settings: dict[str, Any], placement: str, **machine: Any) -> dict[st
     with torch.no_grad(), precision:
         training = max(difference(*(teacher(ids, positions, reads=reads) for teacher in trained)) for reads in TURNS)
     final = [
-        float32_teacher(setting, SimpleNamespace(teacher=teacher))  # type: ignore[arg-type]
+        measured_teacher(setting, SimpleNamespace(teacher=teacher), torch.float32)  # type: ignore[arg-type]
         for setting, teacher in zip(pair, trained, strict=True)
     ]
     with torch.no_grad():
