@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from homodistil_ds.models.loading import load_outline, load_teacher
 from homodistil_ds.models.pieces import Read
 from homodistil_ds.models.width import WidthPlan, Widths, count
 from homodistil_ds.planning.descent import Descent, descent_of
-from homodistil_ds.planning.job import check_room, machine_for, placement_of
+from homodistil_ds.planning.devices import this_device
+from homodistil_ds.planning.job import Job, check_room, placement_of
+from homodistil_ds.planning.memory import job_at
 from homodistil_ds.pruning.family import Member
 from homodistil_ds.pruning.schedule import WidthSchedule
 from homodistil_ds.runtime import ds_config, launch, memory, ranks
@@ -73,10 +76,28 @@ class Setting(Run):
         return self.engine_of(student, self.ds_config_for(widths))
 
     def ds_config_for(self, widths: Widths) -> dict[str, Any]:
-        """The configuration after cuts as soon as it takes no more memory per rank than the run began with."""
-        later = None if widths == self.plan.full or self.config.student.init == "random" else self.ds_config_after_cuts
-        began, now = (count(self.student_plan, shape).with_head for shape in (self.plan.full, widths))
-        return machine_for(self.ds_config, later, (began, now), ranks.world_size(), torch.cuda.is_available())
+        """Of the two configurations the one that the run has at these physical widths."""
+        if self.ds_config_after_cuts is None or self.config.student.init == "random":
+            return self.ds_config
+        return job_at(self.job, widths).machine
+
+    @cached_property
+    def job(self) -> Job:
+        """What the planner knows of this run."""
+        here = ranks.smallest(launch.ranks_here())
+        return Job(
+            config=self.config,
+            plan=self.plan,
+            student_plan=self.student_plan,
+            schedule=self.schedule,
+            first_widths=self.plan.full,
+            machine=self.ds_config,
+            later=self.ds_config_after_cuts,
+            placement=self.placement,
+            nodes=ranks.world_size() // here,
+            ranks_per_node=here,
+            device=this_device(),
+        )
 
 
 def prepare_setting(

@@ -49,7 +49,7 @@ class Job:
     nodes: int
     ranks_per_node: int
     device: Device
-    gbits: float
+    gbits: float = NETWORK_GBITS
     milestones: tuple[Milestone, ...] = ()
     """The cuts of the run, as it will place them: the same on every machine."""
 
@@ -150,14 +150,6 @@ class Job:
     def taught(self) -> Parameters:
         return shapes(self.plan, self.plan.full) if self.with_teacher else ()
 
-    def at(self, widths: Widths) -> Job:
-        """The same job under the DeepSpeed configuration that it has at these physical widths."""
-        if widths == self.first_widths:
-            return self
-        began, now = (count(self.student_plan, shape).with_head for shape in (self.first_widths, widths))
-        machine = machine_for(self.machine, self.later, (began, now), self.ranks, not self.device.keeps_freed)
-        return replace(self, machine=machine)
-
     def flops(self, widths: Widths) -> float:
         """Per token of one step at these physical widths."""
         return sum(self.flop_parts(widths).values())
@@ -226,17 +218,6 @@ def job_of(
         return job
     cuts = place_cuts(way.schedule, way.student_plan, config.cuts, config.steps, job.flops)
     return replace(job, milestones=cuts)
-
-
-def machine_for(
-    first: dict[str, Any], later: dict[str, Any] | None, sizes: tuple[int, int], ranks: int, on_gpu: bool
-) -> dict[str, Any]:
-    """`later` if it takes no more memory per rank for the second of `sizes` parameters than `first` for the first."""
-    if later is None:
-        return first
-    began, now = sizes
-    fits = trained_bytes(later, now, ranks, on_gpu) <= trained_bytes(first, began, ranks, on_gpu)
-    return later if fits else first
 
 
 def trained_bytes(machine: dict[str, Any], size: int, ranks: int, on_gpu: bool) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -58,6 +58,15 @@ def footprint(job: Job, widths: Widths, after: Widths | None = None) -> Footprin
     if not job.device.keeps_freed:
         peak = round(FRAGMENTS * (peak - framework["framework"])) + framework["framework"]
     return Footprint(items=items, peak=peak, host=host_bytes(job, widths))
+
+
+def job_at(job: Job, widths: Widths) -> Job:
+    """The same job under the DeepSpeed configuration that it has at these physical widths: the one after cuts as soon
+    as a rank takes no more memory under it than the run began with."""
+    if widths == job.first_widths or job.later is None:
+        return job
+    later = replace(job, machine=job.later)
+    return later if footprint(later, widths).peak <= footprint(job, job.first_widths).peak else job
 
 
 def _keeps_freed(job: Job) -> bool:

@@ -10,7 +10,7 @@ from homodistil_ds.models.width import Widths, count
 from homodistil_ds.planning import memory
 from homodistil_ds.planning.descent import lost_by_recomputing
 from homodistil_ds.planning.job import Job, entries
-from homodistil_ds.planning.memory import Footprint, end_bytes, footprint, host_bytes_around, start_bytes
+from homodistil_ds.planning.memory import Footprint, end_bytes, footprint, host_bytes_around, job_at, start_bytes
 from homodistil_ds.planning.speed import Pace, pace
 from homodistil_ds.planning.traffic import step_traffic
 from homodistil_ds.pruning.milestones import Milestone
@@ -129,7 +129,7 @@ def _phases(job: Job) -> Iterator[Phase]:
     ends = [cut.step for cut in job.milestones] + [job.config.steps]
     nexts = [cut.widths for cut in job.milestones] + [None]
     for cut, last, after in zip(cuts, ends, nexts, strict=True):
-        own, scored = job.at(cut.widths), job.prunes and job.schedule.is_scored(cut.step + 1)
+        own, scored = job_at(job, cut.widths), job.prunes and job.schedule.is_scored(cut.step + 1)
         yield Phase(
             first=cut.step + 1,
             last=last,
