@@ -38,7 +38,8 @@ Flags of the machine, read first:
                            there, or write them there for later runs
   --resume                 never, auto (the newest whole checkpoint of --output_dir) or the
                            path of a checkpoint or run; nothing to resume from is an error
-  --plan                   print what this run takes (memory, traffic, time, cost), run nothing
+  --plan                   print what this run takes (memory, traffic, time, cost), run nothing;
+                           the exit code is 1 where it does not fit
   --preset NAME            run to start from (default: demo): {presets}
   --config FILE            start from a saved run_config.json instead of a preset
   --debug                  show the traceback of an error
@@ -53,7 +54,8 @@ def main(arguments: list[str]) -> int:
         config, machine = parse(arguments, launch.is_first_rank())
         # Only now: torch, transformers and DeepSpeed take seconds to import, --help should not.
         if machine.plan:
-            importlib.import_module("homodistil_ds.planning.page").show(config, machine)
+            if not importlib.import_module("homodistil_ds.planning.page").show(config, machine):
+                raise SystemExit(1)
             return
         methods = importlib.import_module("homodistil_ds.methods")
         with methods.process_group(config.method):

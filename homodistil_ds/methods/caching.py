@@ -15,13 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from homodistil_ds.config import RunConfig
 from homodistil_ds.data.corpus import sha256
 from homodistil_ds.distillation.cached_teacher import CachedTeacher, vocabulary_head_of
-from homodistil_ds.distillation.objective import Objective
 from homodistil_ds.distillation.state_files import FILE_BYTES, StateFiles
 from homodistil_ds.errors import HomodistilError
-from homodistil_ds.machine import Machine
 from homodistil_ds.methods.placing import placed_teacher
 from homodistil_ds.methods.setting import Setting
 from homodistil_ds.models.loading import folder_of
@@ -34,23 +31,6 @@ from homodistil_ds.runtime.whole_files import written_whole
 FORMAT = 1
 MANIFEST, DIGESTS = "manifest.json", "digests.json"
 NEW = "Choose another folder for --teacher_cache, or leave it out."
-
-
-def check_cache(config: RunConfig, machine: Machine) -> None:
-    """Raises HomodistilError for a cache in a run whose losses read more of the teacher, or nothing, of its logits."""
-    objective = Objective(config.loss, with_teacher=True)
-    reads = objective.teacher_reads()
-    if not machine.teacher_cache or reads == {"logits"}:
-        return
-    more = ", ".join(sorted(reads - {"logits"}))
-    raise HomodistilError(
-        "CFG-CACHE",
-        "--teacher_cache holds what the teacher's logits are made of, and the losses of this run read "
-        + (f"its {more} too" if more else "nothing of the teacher"),
-        "Use --preset logit, or set the other weights to 0: --loss.hidden 0 --loss.attention 0 --loss.embedding 0."
-        if more
-        else "Leave --teacher_cache out.",
-    )
 
 
 def cached_teacher(setting: Setting, folder: Path) -> CachedTeacher:

@@ -14,7 +14,7 @@ from homodistil_ds.evaluation.heldout import measure_on
 from homodistil_ds.machine import Machine
 from homodistil_ds.methods import family, flops
 from homodistil_ds.methods.assistant import with_assistant
-from homodistil_ds.methods.caching import cached_teacher, check_cache
+from homodistil_ds.methods.caching import cached_teacher
 from homodistil_ds.methods.finish import finish
 from homodistil_ds.methods.placing import blank_student, placed_teacher, student_from
 from homodistil_ds.methods.running import saved, start_from, train
@@ -22,6 +22,7 @@ from homodistil_ds.methods.setting import Setting, prepare_setting
 from homodistil_ds.models.forward import Student
 from homodistil_ds.models.loading import empty_model
 from homodistil_ds.models.width import Widths
+from homodistil_ds.planning.descent import check_cache
 from homodistil_ds.pruning.milestones import Milestone, place_cuts, relative_cost
 from homodistil_ds.pruning.pruner import Pruner
 from homodistil_ds.runtime.engine import Engine
@@ -38,7 +39,7 @@ def descend(config: RunConfig, machine: Machine, command: str, within: Path | No
 
     At the milestones masked neurons leave the running engine.
     """
-    check_cache(config, machine)
+    check_cache(config, machine.teacher_cache)
     setting = prepare_setting(config, machine, command, head_may_be_missing=False, within=within)
     objective = Objective(config.loss, with_teacher=True, parted=setting.parted, tiled=setting.tiled)
     plan = setting.student_plan

@@ -75,7 +75,7 @@ def checked(config: RunConfig, machine: Machine) -> tuple[dict[str, Any], dict[s
         for values in (machine.ds_config, machine.ds_config_after_cuts)
     )
     assert first is not None
-    ranks.together(lambda: _check_precision(first, later))
+    ranks.together(lambda: ds_config.check_one_precision(first, later))
     return first, later
 
 
@@ -91,17 +91,6 @@ def _checked(values: dict[str, Any] | None, config: RunConfig) -> dict[str, Any]
     values = ds_config.with_batch_sizes(values, config.global_batch_size, ranks.world_size())
     engine.check(values, config.optimizer)
     return values
-
-
-def _check_precision(first: dict[str, Any], later: dict[str, Any] | None) -> None:
-    """The teacher keeps its number format while the student is cut."""
-    if later is not None and ds_config.precision(first) != ds_config.precision(later):
-        raise HomodistilError(
-            "CFG-PRECISION",
-            f"--deepspeed_config_after_cuts is in {ds_config.precision(later)}, the run begins in "
-            f"{ds_config.precision(first)}",
-            "Use one precision for the whole run.",
-        )
 
 
 @contextlib.contextmanager

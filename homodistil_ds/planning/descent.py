@@ -70,6 +70,23 @@ def descent_of(config: RunConfig, *machines: dict[str, Any] | None) -> Descent:
     )
 
 
+def check_cache(config: RunConfig, folder: str) -> None:
+    """Raises HomodistilError for a cache in a run whose losses read more of the teacher, or nothing, of its logits."""
+    objective = Objective(config.loss, with_teacher=True)
+    reads = objective.teacher_reads()
+    if not folder or reads == {"logits"}:
+        return
+    more = ", ".join(sorted(reads - {"logits"}))
+    raise HomodistilError(
+        "CFG-CACHE",
+        "--teacher_cache holds what the teacher's logits are made of, and the losses of this run read "
+        + (f"its {more} too" if more else "nothing of the teacher"),
+        "Use --preset logit, or set the other weights to 0: --loss.hidden 0 --loss.attention 0 --loss.embedding 0."
+        if more
+        else "Leave --teacher_cache out.",
+    )
+
+
 def check_recomputed(reads: Collection[Read], sharded: bool) -> None:
     """Raises HomodistilError for what a layer run once more under ZeRO-3 would hand to the losses without gradients."""
     if sharded and (lost := lost_by_recomputing(reads)):

@@ -18,12 +18,13 @@ from homodistil_ds.distillation.vocabulary import parted_by, rows_at_once
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.machine import Machine
 from homodistil_ds.models.width import TRAINED_PREFIX, WidthPlan, Widths, count
-from homodistil_ds.planning.descent import descent_of
+from homodistil_ds.planning.descent import check_cache, descent_of
 from homodistil_ds.planning.devices import NETWORK_GBITS, Device, network_bus
 from homodistil_ds.pruning.cost import step_parts
 from homodistil_ds.pruning.milestones import Milestone, place_cuts
 from homodistil_ds.pruning.schedule import WidthSchedule
 from homodistil_ds.runtime import ds_config, memory, placement
+from homodistil_ds.runtime.engine import check_zero
 
 Parameters = Iterable[tuple[str, tuple[int, ...]]]  # names and shapes
 PLANNED = ("homodistil", "pretrain")
@@ -188,6 +189,11 @@ def job_of(
         for values in (machine.ds_config, machine.ds_config_after_cuts)
     )
     assert first is not None
+    for values in filter(None, (first, later)):
+        check_zero(values)
+    ds_config.check_one_precision(first, later)
+    if config.method == "homodistil":
+        check_cache(config, machine.teacher_cache)
     way = descent_of(config, first, later)
     placed = placement_of(
         config.method,

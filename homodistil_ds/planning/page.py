@@ -21,13 +21,17 @@ from homodistil_ds.runtime import console, launch
 GIB = 2**30
 
 
-def show(config: RunConfig, machine: Machine) -> None:
-    """On rank 0: the plan of exactly this run, on the ranks that were started. Raises HomodistilError."""
+def show(config: RunConfig, machine: Machine) -> bool:
+    """On rank 0: the plan of exactly this run, on the ranks that were started; whether it fits. Raises
+    HomodistilError."""
     launch.complete_environment()
-    if launch.is_first_rank():
-        here = launch.ranks_here()
-        nodes = max(1, int(os.environ["WORLD_SIZE"]) // here)
-        console.say(text(plan_of(job_of(config, machine, nodes=nodes, ranks_per_node=here, device=this_device()))))
+    if not launch.is_first_rank():
+        return True
+    here = launch.ranks_here()
+    nodes = max(1, int(os.environ["WORLD_SIZE"]) // here)
+    plan = plan_of(job_of(config, machine, nodes=nodes, ranks_per_node=here, device=this_device()))
+    console.say(text(plan))
+    return plan.fits
 
 
 def write(plan: Plan, folder: Path) -> None:

@@ -176,6 +176,16 @@ def micro_batch(values: dict[str, Any]) -> int:
     return int(values["train_micro_batch_size_per_gpu"])
 
 
+def check_one_precision(first: dict[str, Any], later: dict[str, Any] | None) -> None:
+    """The teacher keeps its number format while the student is cut. Raises HomodistilError."""
+    if later is not None and precision(first) != precision(later):
+        raise HomodistilError(
+            "CFG-PRECISION",
+            f"--deepspeed_config_after_cuts is in {precision(later)}, the run begins in {precision(first)}",
+            "Use one precision for the whole run.",
+        )
+
+
 def offloads(values: dict[str, Any]) -> bool:
     """Whether Adam works in host memory."""
     block = values.get("zero_optimization", {}).get("offload_optimizer")

@@ -30,11 +30,9 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 
 
-def check(ds_config: dict[str, Any], optimizer: OptimizerConfig) -> None:
-    """Refuse early what initialize would refuse late: values of the ZeRO block, an optimizer that is not installed.
-
-    Raises HomodistilError.
-    """
+def check_zero(ds_config: dict[str, Any]) -> None:
+    """The zero_optimization block, by DeepSpeed's own measure and for what pruning would not see. Raises
+    HomodistilError."""
     zero = ds_config.get("zero_optimization", {})
     fields = DeepSpeedZeroConfig.model_fields
     known = {*fields, *(field.alias for field in fields.values() if field.alias)}
@@ -60,6 +58,14 @@ def check(ds_config: dict[str, Any], optimizer: OptimizerConfig) -> None:
         raise HomodistilError(
             "CFG-ZERO", f"zero_optimization in the DeepSpeed configuration: {reason[:300]}", "Mend that value."
         ) from error
+
+
+def check(ds_config: dict[str, Any], optimizer: OptimizerConfig) -> None:
+    """Refuse early what initialize would refuse late: values of the ZeRO block, an optimizer that is not installed.
+
+    Raises HomodistilError.
+    """
+    check_zero(ds_config)
     for name, supported in (
         ("fp16", get_accelerator().is_fp16_supported),
         ("bf16", get_accelerator().is_bf16_supported),

@@ -26,6 +26,7 @@ def found(request: pytest.FixtureRequest, tiny_corpus: Path, tmp_path_factory: p
     teacher = save_teacher(request.param, WORDS, folder / "teacher")
     cases = {f"kept {stage}": {"machine": machine(stage)} for stage in STAGES}
     cases |= {f"recomputed {stage}": {"machine": machine(stage) | RECOMPUTED} for stage in STAGES}
+    cases["changed 2"] = {"machine": machine(2) | RECOMPUTED, "after_cuts": machine(2)}
     ordered = {name: cases[name] for name in sorted(cases, key=lambda name: name[-1])}
     values = config(teacher, tiny_corpus) | {"loss": LOSSES[request.param], "save_interval": 0}
     return work(2, "resume", folder / "out", config=values, cases=ordered)
@@ -34,3 +35,9 @@ def found(request: pytest.FixtureRequest, tiny_corpus: Path, tmp_path_factory: p
 @pytest.mark.parametrize("stage", STAGES)
 def test_recomputed_layers_give_the_same_run(found: Results, stage: int) -> None:
     alike(found[f"recomputed {stage}"], found[f"kept {stage}"])
+    assert (found[f"recomputed {stage}"]["recomputes"], found[f"kept {stage}"]["recomputes"]) == (True, False)
+
+
+def test_layers_run_once_again_as_soon_as_a_cut_has_made_room(found: Results) -> None:
+    alike(found["changed 2"], found["kept 2"])
+    assert not found["changed 2"]["recomputes"]

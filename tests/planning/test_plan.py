@@ -19,7 +19,7 @@ from homodistil_ds.models.forward import Student, Teacher, headed
 from homodistil_ds.planning import page
 from homodistil_ds.planning.devices import GPUS, Device, device_named, gpu_called
 from homodistil_ds.planning.job import Job, entries, job_of
-from homodistil_ds.planning.memory import footprint, shape_of
+from homodistil_ds.planning.memory import footprint, job_at, shape_of
 from homodistil_ds.planning.plan import Plan, as_json, plan_of
 from homodistil_ds.planning.traffic import step_traffic
 from homodistil_ds.presets import PRESETS
@@ -257,3 +257,15 @@ def test_a_gpu_that_is_not_known_says_whose_rates_it_has() -> None:
 def test_ranks_of_one_machine_share_its_memory() -> None:
     whole, share = device_named("cpu"), device_named("cpu", 4)
     assert (share.memory - share.framework) / (whole.memory - whole.framework) == pytest.approx(0.25, rel=0.1)
+
+
+def test_what_comes_after_cuts_comes_when_it_takes_no_more_than_the_beginning(tmp_path: Path) -> None:
+    recomputed = machine(3, micro=1) | {"activation_checkpointing": {}}
+    stated = Machine(ds_config=recomputed, ds_config_after_cuts=machine(3, micro=1), teacher_placement="zero3")
+    began = job_of(llama_7b(tmp_path), stated, nodes=1, ranks_per_node=8, device=H100)
+    most = footprint(began, began.first_widths).peak
+    found = [job_at(began, cut.widths) for cut in began.milestones]
+    kept = [footprint(replace(began, machine=began.later or {}), cut.widths).peak for cut in began.milestones]
+    assert ["activation_checkpointing" in own.machine for own in found] == [peak > most for peak in kept]
+    assert "activation_checkpointing" in found[0].machine
+    assert "activation_checkpointing" not in found[-1].machine

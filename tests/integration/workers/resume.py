@@ -1,6 +1,6 @@
 """Runs of the method one after another in one process group, new or from a checkpoint; only their end is replaced.
 
-A case may lower the number of logits that are made at once.
+A case may lower the number of logits that are made at once, and name a DeepSpeed configuration after cuts.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ def note_the_end(setting: Setting, stage: Stage) -> None:
     digest = hashlib.sha256()
     for name, weight in sorted(full_weights(stage.engine).items()):
         digest.update(name.encode() + weight.numpy().tobytes())
+    ended.update(recomputes=stage.engine.module.model.is_gradient_checkpointing)
     ended.update(weights=digest.hexdigest(), history=stage.history, masks=stage.pruner.masks.digest())
     models = [stage.engine.module, *filter(None, [stage.teacher])]
     buffers = [buffer for model in models for name, buffer in model.named_buffers() if name.endswith("inv_freq")]
@@ -51,7 +52,10 @@ def main() -> None:
             machine.write_text(json.dumps(case["machine"]), encoding="utf-8")
         ranks.everyone(None)
         config: RunConfig = from_dict(RunConfig, settings["config"] | {"output_dir": str(out / name)}, "the test")
-        start = Machine(ds_config=ds_config.read(machine), resume=case.get("resume", "never"))
+        later = case.get("after_cuts")
+        start = Machine(
+            ds_config=ds_config.read(machine), ds_config_after_cuts=later, resume=case.get("resume", "never")
+        )
         homodistil.run(config, start, "python tests")
         results[name] = dict(ended)
     if ranks.rank() == 0:
