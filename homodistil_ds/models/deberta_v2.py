@@ -40,6 +40,12 @@ def _distances(config: Any) -> int:
     return 2 * (buckets if buckets > 0 else longest)
 
 
+def _compared(config: Any) -> int:
+    """Rows of that table that a layer multiplies every query or key with."""
+    kinds = {"c2p", "p2c"} & set(config.pos_att_type or ()) if config.relative_attention else set()
+    return len(kinds) * _distances(config)
+
+
 DEBERTA_V2 = Family(
     model_type="deberta-v2",
     language_model="masked",
@@ -64,6 +70,7 @@ DEBERTA_V2 = Family(
                 pattern=f"{_LAYER}.{_SELF}.{matrix}.{name}",
                 axes=("keys", "hidden") if name == "weight" else ("keys",),
                 part="matrices" if name == "weight" else "vectors",
+                reads="positions",
                 when=_projects_positions(kind),
             )
             for matrix, kind in (("pos_key_proj", "c2p"), ("pos_query_proj", "p2c"))
@@ -97,7 +104,7 @@ DEBERTA_V2 = Family(
     head_transform="cls.predictions.transform.dense",
     head_size="kept",
     hidden="exact",
-    computed={"relative": _distances},
+    computed={"relative": _distances, "compared": _compared},
     follows={"pooler_hidden_size": "hidden"},
     refused=lambda config: "a convolution" if getattr(config, "conv_kernel_size", 0) > 0 else "",
     task_head=task_head("pooler.dense", "classifier"),

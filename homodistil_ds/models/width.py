@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 # `queries` and `keys` are those of grouped heads: several query heads around one head of keys and values.
 Axis = (
-    Literal["vocab", "position", "relative", "type", "embedding", "head_size", "teacher", "classes"]
+    Literal["vocab", "position", "relative", "type", "embedding", "head_size", "teacher", "classes", "compared"]
     | Literal["hidden", "ffn", "qk", "vo", "queries", "keys", "heads", "crossing"]
 )
 LanguageModel = Literal["masked", "causal", "denoising"]
@@ -53,7 +53,8 @@ class Row:
     `part` says what a count reports the parameter under: embeddings, matrices (of the layers), vectors (their biases
     and norms), head. `when` asks the configuration whether a model has the parameter; without it all models have.
     Layers before number `since` lack it. `stack` is that of the decoder in a model with an encoder before it; `reads`
-    is what a matrix is multiplied with, which in a decoder's stack may be the encoder's states.
+    is what a matrix is multiplied with, which in a decoder's stack may be the encoder's states, and elsewhere a table
+    of positions.
     """
 
     pattern: str
@@ -63,7 +64,7 @@ class Row:
     when: Callable[[Any], bool] | None = None
     since: int = 0
     stack: Stack = "first"
-    reads: Literal["own", "encoder"] = "own"
+    reads: Literal["own", "encoder", "positions"] = "own"
 
 
 Asked = Callable[[Any], bool]

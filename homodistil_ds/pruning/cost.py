@@ -85,16 +85,19 @@ def _speaks(reads: Collection[str]) -> bool:
 
 def body_flops(plan: WidthPlan, widths: Widths, sequence_length: int, predicted_share: float) -> float:
     """FLOPs per token of a forward pass through the layers; every token attends to all of its sequence, and in a
-    decoder's layer to all that the encoder reads."""
+    decoder's layer to all that the encoder reads. Products with a table of positions count; making that table's keys
+    and queries, once for a micro batch, does not."""
     of_stacks = stacks(plan, sequence_length, predicted_share)
     shares = {stack: share for stack, _, share in of_stacks}
     matrices = 0.0
     for _, row in plan.parameters():
-        if row.part == "matrices":
+        lifts = row.axes == ("hidden", "embedding")  # a narrower embedding
+        if lifts or (row.part == "matrices" and row.reads != "positions"):
             entries = math.prod(plan.size(axis, widths) for axis in row.axes)
             matrices += entries * shares["first" if row.reads == "encoder" else row.stack]
     pairs = sum(layers * share**2 for _, layers, share in of_stacks) + crossed(of_stacks)
-    return 2 * matrices + 4 * widths.heads * widths.head_size * sequence_length * pairs
+    compared = plan.fixed.get("compared", 0) * sum(layers for _, layers, _ in of_stacks)
+    return 2 * matrices + widths.heads * widths.head_size * (4 * sequence_length * pairs + 2 * compared)
 
 
 def stacks(plan: WidthPlan, sequence_length: int, predicted_share: float) -> Stacks:

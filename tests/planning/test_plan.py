@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from family_models import tiny_model
+from family_models import MASKED, VARIANTS, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, LlamaConfig, T5Config
 
@@ -54,11 +54,14 @@ def job(
     return job_of(config, stated, nodes=max(1, ranks // 8), ranks_per_node=min(ranks, 8), device=device)
 
 
-@pytest.mark.parametrize("variant", ["bert", "llama", "gpt2", "qwen3"])
+COUNTED = [name for name in VARIANTS if name not in ("t5", "t5-1.1")]
+
+
+@pytest.mark.parametrize("variant", COUNTED)
 def test_planned_flops_are_those_that_torch_counts_in_a_step_with_its_losses(variant: str, tmp_path: Path) -> None:
     model = tiny_model(variant)
     model.config.save_pretrained(tmp_path)
-    preset = PRESETS["demo" if variant == "bert" else "homodistil"]()
+    preset = PRESETS["demo" if variant in MASKED else "homodistil"]()
     config = replace(
         preset,
         teacher=str(tmp_path),
@@ -92,9 +95,9 @@ def test_planned_flops_are_those_that_torch_counts_in_a_step_with_its_losses(var
             )
         )
         total.backward()
-    assert planned.tokens * planned.flops(planned.student_plan.full) == pytest.approx(
-        counter.get_total_flops(), rel=0.01
-    )
+    found = planned.tokens * planned.flops(planned.student_plan.full)
+    # DeBERTa makes keys and queries of its table of positions once for a micro batch, however small.
+    assert found == pytest.approx(counter.get_total_flops(), rel=0.1 if variant.startswith("deberta-v2-") else 0.01)
 
 
 def test_phases_cover_the_run_and_shrink(tmp_path: Path) -> None:
