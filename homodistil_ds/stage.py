@@ -20,11 +20,12 @@ from homodistil_ds.evaluation.figures import mask_heatmap
 from homodistil_ds.evaluation.heldout import Forward
 from homodistil_ds.models.forward import Activations, Read, headed
 from homodistil_ds.models.width import WidthPlan, Widths
+from homodistil_ds.pruning import curves
 from homodistil_ds.pruning.pruner import Pruner
-from homodistil_ds.runtime import carry, guard, memory, pace, ranks
-from homodistil_ds.runtime.engine import Engine, dispose, set_learning_rate, take_step
+from homodistil_ds.runtime import carry, guard, pace, ranks
+from homodistil_ds.runtime.engine import Engine, dispose, engine_curves, set_learning_rate, take_step
 from homodistil_ds.runtime.monitor import Monitor
-from homodistil_ds.runtime.shards import loss_scale, state_shards
+from homodistil_ds.runtime.shards import state_shards
 from homodistil_ds.runtime.watchdog import Watchdog
 
 LESS_STEEP = (
@@ -76,6 +77,7 @@ class Stage:
     measured: pace.Spent = field(default_factory=pace.Spent)
     ranked: pace.Spent = field(default_factory=pace.Spent)
     pace: pace.Pace = field(default_factory=pace.Pace)
+    _heads: tuple[list[torch.Tensor], list[torch.Tensor]] | None = None
 
     def run(self) -> None:
         """Train; `history` gains one row of losses and widths per log line and per held-out evaluation.
@@ -92,9 +94,11 @@ class Stage:
         for step in range(self.first_step, self.config.steps + 1):
             terms = self.train(step)
             if self.pruner and self.pruner.prune(self.engine, step):
-                self.report_pruning(step)
+                self._heads = None
+                curves.draw(self.monitor, step, self.pruner)
             if step in self.milestones:
                 self.cut(step, self.milestones[step])
+                self._heads = None
             if step in self.leaves and self.leave is not None:
                 self.leave(step)
                 self.watchdog.beat(step)
@@ -138,7 +142,6 @@ class Stage:
     def attempt(self, step: int) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor | None, bool]:
         """Forward and backward of every micro batch, scores, optimizer step: losses, scores, whether weights moved."""
         set_learning_rate(self.engine, learning_rate(self.config, step))
-        student_heads, head_origins = self.student_heads(), self.origins()
         terms, score, moved = [], None, False
         # Dropout draws by step and rank, so that a run that was resumed draws what it would have drawn.
         torch.manual_seed(((self.config.seed * 1_000_003 + step) * 65_537 + ranks.rank()) % 2**63)
@@ -147,22 +150,16 @@ class Stage:
             with self.pace.forward():
                 taught = self.teach(*batch.taught, reads=self.objective.teacher_reads())
             for told in self.runs:
-                terms.append(self.backward(batch, told, taught, student_heads, head_origins))
+                terms.append(self.backward(batch, told, taught))
                 if self.pruner and self.engine.is_gradient_accumulation_boundary():
                     score = self.pruner.score(self.engine, step)
                 moved = take_step(self.engine)
                 self.watchdog.beat(step)
         return terms, score, moved
 
-    def backward(
-        self,
-        batch: TrainBatch,
-        told: Mapping[str, Any],
-        taught: Activations,
-        student_heads: list[torch.Tensor],
-        head_origins: list[torch.Tensor],
-    ) -> dict[str, torch.Tensor]:
+    def backward(self, batch: TrainBatch, told: Mapping[str, Any], taught: Activations) -> dict[str, torch.Tensor]:
         """Losses of one student on one micro batch, after their backward pass."""
+        places, origins = self.heads()
         with self.pace.forward():
             own = self.headed(self.engine, self.engine(*batch.shown, **told))
             total, parts = self.objective(
@@ -171,8 +168,8 @@ class Stage:
                     teacher=taught,
                     labels=batch.labels,
                     pairs=batch.pairs,
-                    student_heads=student_heads,
-                    head_origins=head_origins,
+                    student_heads=places,
+                    head_origins=origins,
                     layer_map=self.layer_map,
                     **self.objective.settings,
                 )
@@ -224,14 +221,18 @@ class Stage:
             return torch.autocast(ranks.device().type, dtype=self.engine.torch_autocast_dtype())
         return nullcontext()
 
-    def origins(self) -> list[torch.Tensor]:
-        return self.pruner.masks.head_origins() if self.pruner else self.head_origins
-
-    def student_heads(self) -> list[torch.Tensor]:
-        """Places of the kept heads in the student's own maps, which masked heads are still part of until a cut."""
-        if self.pruner:
-            return self.pruner.masks.head_places()
-        return [torch.arange(len(heads)) for heads in self.head_origins]
+    def heads(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Of each layer the places of the kept heads in the student's own maps, which masked heads are still part of
+        until a cut, and the teacher's heads behind them: on the device, until heads leave."""
+        if self._heads is None:
+            masks = self.pruner.masks if self.pruner else None
+            origins = masks.head_origins() if masks else self.head_origins
+            places = masks.head_places() if masks else [torch.arange(len(heads)) for heads in origins]
+            self._heads = (
+                [heads.to(ranks.device()) for heads in places],
+                [heads.to(ranks.device()) for heads in origins],
+            )
+        return self._heads
 
     def widths(self) -> Widths:
         return self.pruner.masks.widths() if self.pruner else self.fixed_widths
@@ -257,21 +258,9 @@ class Stage:
         widths = self.widths()
         self.history.append({"step": step, **losses, **self.kept()})
         self.monitor.scalars(step, {f"loss/{name}": value for name, value in losses.items()})
-        self.monitor.scalars(
-            step,
-            {
-                "optim/lr": learning_rate(self.config, step),
-                "perf/tokens_s": rate,
-                "mem/host_rss_mib": memory.resident_bytes() / 2**20,
-                **{f"pruning/{name}": size for name, size in self.kept().items()},
-                **self.scaling(),
-            },
-        )
-        norm = self.engine.get_global_grad_norm()
-        if norm is not None:  # DeepSpeed keeps none at stage 0
-            self.monitor.scalars(step, {"optim/grad_norm": float(norm)})
-        if torch.cuda.is_available():
-            self.monitor.scalars(step, {"mem/allocated_mib": torch.cuda.max_memory_allocated() / 2**20})
+        self.monitor.scalars(step, {f"pruning/{name}": size for name, size in self.kept().items()})
+        self.monitor.scalars(step, {"optim/lr": learning_rate(self.config, step), "perf/tokens_s": rate})
+        self.monitor.scalars(step, engine_curves(self.engine))
         shown = dict(list(losses.items())[:SHOWN])
         self.monitor.progress(step, {**shown, "widths": str(widths), "tok/s": rate})
         self.log_pace(step)
@@ -282,12 +271,6 @@ class Stage:
         self.monitor.scalars(step, pace.curves(rows))
         if (slow := self.pace.slow_rank(rows)) is not None:
             self.monitor.line(pace.warning(slow, ranks.told_by(slow, ranks.host()), rows))
-
-    def scaling(self) -> dict[str, float]:
-        """Loss scale and skipped steps of fp16."""
-        if not self.engine.fp16_enabled():
-            return {}
-        return {"optim/loss_scale": loss_scale(self.engine), "optim/skipped_steps": self.engine.skipped_steps}
 
     def evaluate(self, step: int) -> None:
         """What is measured on text that is not trained on, in the precision of training."""
@@ -311,23 +294,6 @@ class Stage:
         if self.pruner is not None:
             kept = {group: mask.numpy() for group, mask in self.pruner.masks.kept.items()}
             self.monitor.figure(step, "masks", mask_heatmap(kept))
-
-    def report_pruning(self, step: int) -> None:
-        """Kept fractions, quantiles of the importance and the digest that the ranks agreed on."""
-        assert self.pruner is not None
-        masks = self.pruner.masks
-        self.monitor.line(f"pruned at step {step}: {masks.widths()}, masks {masks.digest()} on every rank")
-        self.monitor.text(step, "masks/digest", masks.digest())
-        self.monitor.scalars(step, {f"kept/{name}": value for name, value in masks.fractions().items()})
-        local = masks.local()
-        for group, values in self.pruner.importance.values().items():
-            kept = values[local[group]]
-            quantiles = torch.quantile(kept, torch.tensor([0.1, 0.5, 0.9])).tolist()
-            names = (f"scores_p10/{group}", f"scores_p50/{group}", f"scores_p90/{group}")
-            self.monitor.scalars(step, dict(zip(names, quantiles, strict=True)))
-            if group == "hidden":
-                self.monitor.histogram(step, "scores/hidden", kept)
-        self.monitor.scalars(step, {"pruning/agreements": len(self.pruner.events)})
 
 
 def stopped(reason: str, step: int, kept: str) -> HomodistilError:

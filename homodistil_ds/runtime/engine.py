@@ -19,8 +19,9 @@ from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedPara
 
 from homodistil_ds.config import OptimizerConfig
 from homodistil_ds.errors import HomodistilError, did_you_mean
-from homodistil_ds.runtime import ranks, toolchain
+from homodistil_ds.runtime import memory, ranks, toolchain
 from homodistil_ds.runtime.ds_config import offloads
+from homodistil_ds.runtime.shards import loss_scale
 from homodistil_ds.runtime.toolchain import prepare_op_folder as prepare_op_folder
 
 Engine: TypeAlias = deepspeed.DeepSpeedEngine
@@ -133,6 +134,19 @@ def take_step(engine: Engine) -> bool:
             return False
     engine.step()
     return not getattr(engine.optimizer, "overflow", False)
+
+
+def engine_curves(engine: Engine) -> dict[str, float]:
+    """What is drawn of an engine after a step: norm of the gradient, loss scale, memory in MiB."""
+    found = {"mem/host_rss_mib": memory.resident_bytes() / 2**20}
+    norm = engine.get_global_grad_norm()
+    if norm is not None:  # DeepSpeed keeps none at stage 0
+        found["optim/grad_norm"] = float(norm)
+    if engine.fp16_enabled():
+        found |= {"optim/loss_scale": loss_scale(engine), "optim/skipped_steps": engine.skipped_steps}
+    if torch.cuda.is_available():
+        found["mem/allocated_mib"] = torch.cuda.max_memory_allocated() / 2**20
+    return found
 
 
 def dispose(engine: Engine) -> None:
