@@ -42,6 +42,7 @@ from homodistil_ds.models.loading import folder_of
 
 PARTS = ("tasks", "text", "text_on_tasks", "cost")
 FIXED = ("teacher", "corpus", "data", "scales", "targets", "epochs", "learning_rate", "text_steps", "text_rate")
+FORM = 2  # of the comparison itself: the cells of another one do not fit beside its own
 FIXED += ("batch", "sequence_length", "held_out_sequences")
 
 
@@ -92,7 +93,7 @@ class Bench:
 
     def check_same(self) -> None:
         path = self.folder / "settings.json"
-        own: dict[str, Any] = {name: getattr(self.given, name) for name in FIXED}
+        own: dict[str, Any] = {name: getattr(self.given, name) for name in FIXED} | {"form": FORM}
         if path.exists() and (before := json.loads(path.read_text())) != own:
             changed = [name for name in own if own[name] != before.get(name)]
             raise SystemExit(f"{self.folder} holds another comparison, of other {changed}. Use another --output_dir.")

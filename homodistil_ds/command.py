@@ -79,7 +79,7 @@ def to_the_end(run: Callable[[], None], debug: bool) -> int:
         noted = console.call_out(error.block()) if spoken else console.note(error.block())
         if not first and error.error_id != "STOP-SIGNAL":  # which rank 0 has been told as well
             let_rank_0_speak()
-            if not noted:  # and rank 0 has had nothing to say, or this one would have been ended
+            if not noted:  # most launchers would have ended this rank, had rank 0 had anything to say
                 console.call_out(error.block())
         return error.exit_code
     except SystemExit as left:

@@ -103,6 +103,8 @@ def milestones(setting: Setting, objective: Objective) -> tuple[Milestone, ...]:
     config, plan = setting.config, setting.student_plan
     cost = flops.per_token(setting, objective, with_teacher=True)
     cuts = place_cuts(setting.schedule, plan, config.cuts, config.steps, cost)
+    for cut in cuts:
+        setting.ds_config_for(cut.widths)  # now, not in the middle of the run: it may read the teacher's configuration
     if cuts:
         share = relative_cost(cuts, plan.full, config.steps, cost)
         places = ", ".join(f"{cut.widths} at {cut.step}" for cut in cuts)

@@ -14,6 +14,7 @@ from homodistil_ds.models.forward import Activations, Teacher, headed
 from homodistil_ds.models.loading import load_teacher
 from homodistil_ds.planning.memory import MEASURED_IN, measuring_bytes
 from homodistil_ds.runtime import ds_config, engine, launch, memory, placement, ranks
+from homodistil_ds.runtime.rounding import in_format
 from homodistil_ds.stage import Stage
 
 
@@ -25,7 +26,8 @@ def measuring_dtype(setting: Setting, stage: Stage, student: PreTrainedModel) ->
     parts = placement.parts(setting.placement, ranks.world_size(), ranks.smallest(launch.ranks_here()))
     offloaded = setting.placement == "cpu_offload" and torch.cuda.is_available()
     needed = measuring_bytes(sum(taught), max(taught, default=0), own, parts, offloaded, torch.float32.itemsize)
-    held = 0 if offloaded else sum(taught) // parts * setting.train_dtype.itemsize  # of a teacher that goes first
+    gone = isinstance(stage.teacher, CachedTeacher) and stage.teacher.body is None
+    held = 0 if offloaded or gone else sum(taught) // parts * setting.train_dtype.itemsize  # of a teacher that goes
     return (
         torch.float32
         if needed <= MEASURED_IN * (ranks.smallest(memory.available_bytes()) + held)
@@ -49,7 +51,7 @@ def measured_teacher(setting: Setting, stage: Stage, dtype: torch.dtype) -> nn.M
             engine.dispose(trained)
         return placed(setting, setting.source, {"logits"}, {} if dtype == torch.float32 else setting.ds_config, dtype)
     # Loaded again: the teacher of the stage was rounded to the precision of training.
-    del trained
+    setting.source.to("meta")
     source = ranks.together(lambda: load_teacher(setting.config.teacher)[0])
     return placed(setting, source, {"logits"}, {}, dtype)
 
@@ -59,8 +61,7 @@ def held_out_of(
 ) -> HeldOut:
     """Held-out figures of the very model that is saved; it is used up."""
     reads = {stage.objective.logits}
-    torch.nn.Module.to(student, dtype)
-    torch.nn.Module.to(student, ranks.device())
+    torch.nn.Module.to(in_format(student, dtype), ranks.device())
     model = Teacher(student, stage.plan.family, reads)
 
     def own(*shown: torch.Tensor) -> Activations:

@@ -26,7 +26,6 @@ def complete_first(own: RunConfig, machine: Machine, whole: Path, do: Callable[[
     resumed = ""
     if machine.resume == "never":
         ranks.on_first(lambda: refuse_used(whole))
-        ranks.on_first(lambda: refuse_used(part))
     elif only_part:
         resumed = ranks.together(lambda: _inside(Path(machine.resume), whole, part))
     else:

@@ -38,6 +38,8 @@ def _write_records(run: Run) -> None:
         *later,
         ("run_config.json", run.config.to_json()),
     ):
+        for left_over in run.run_dir.glob(f".{name}.*"):  # of a start that was killed at this very moment
+            left_over.unlink(missing_ok=True)
         replace_text(run.run_dir / name, text)
 
 

@@ -51,8 +51,8 @@ def train(run: Run, stage: Stage) -> None:
         stage.history = found.state["history"]
         run.started -= found.state.get("wall_seconds", 0.0)
         stage.peak_bytes = found.state.get("peak_bytes", 0)
-        for name in SPENT:
-            setattr(stage, name, Spent(**found.state.get(name, {})))
+        for name in filter(found.state.__contains__, SPENT):
+            setattr(stage, name, Spent(**found.state[name]))
         run.monitor.line(f"going on after step {found.step}, from {found.folder}")
         # Only now: nothing can refuse this start any more.
         if is_own(found, run.run_dir):

@@ -76,7 +76,7 @@ class Setting(Run):
         return self.engine_of(student, self.ds_config_for(widths))
 
     def ds_config_for(self, widths: Widths) -> dict[str, Any]:
-        """Of the two configurations the one that the run has at these physical widths."""
+        """Of the two configurations the one that the run has at these physical widths. All ranks call it."""
         if self.ds_config_after_cuts is None or self.config.student.init == "random":
             return self.ds_config
         return job_at(self.job, widths).machine

@@ -65,7 +65,7 @@ def job_at(job: Job, widths: Widths) -> Job:
     as a rank takes no more memory under it than the run began with."""
     if widths == job.first_widths or job.later is None:
         return job
-    later = replace(job, machine=job.later)
+    later = replace(job, machine=job.later, later=job.machine)  # it is still a run of both
     return later if footprint(later, widths).peak <= footprint(job, job.first_widths).peak else job
 
 
@@ -216,7 +216,7 @@ def measuring_bytes(taught: int, largest: int, student: int, parts: int, offload
 
 
 def end_bytes(job: Job) -> int:
-    """While the student is measured: in float32 where that fits (methods/saving.py), else in the format of training."""
+    """While the student is measured: in float32 where both models fit, else in the format of training."""
     taught = [math.prod(shape) for _, shape in job.taught()]
     student = entries(shapes(job.student_plan, job.last_widths))
     offloaded = job.placement == "cpu_offload" and not job.device.keeps_freed

@@ -72,8 +72,8 @@ def useful_flops(job: Job, widths: Widths) -> float:
 def _moved(job: Job, widths: Widths) -> float:
     """Bytes per token of everything that is no matrix product."""
     c = job.computed_bytes
-    student = MOVED * _per_token(job, job.student_plan, widths)
-    teacher = MOVED_FORWARD * _per_token(job, job.plan, job.plan.full) * job.with_teacher
+    student = MOVED * per_token(job, job.student_plan, widths)
+    teacher = MOVED_FORWARD * per_token(job, job.plan, job.plan.full) * job.with_teacher
     maps = 0.0
     if "attention" in job.objective.student_reads():
         own, its = (in_layers(job, plan, 2) + crossed(stacks_of(job, plan)) for plan in (job.student_plan, job.plan))
@@ -84,7 +84,7 @@ def _moved(job: Job, widths: Widths) -> float:
     )
 
 
-def _per_token(job: Job, plan: WidthPlan, widths: Widths) -> float:
+def per_token(job: Job, plan: WidthPlan, widths: Widths) -> float:
     """Entries per token that matrices, attention, activations and norms read in all layers."""
     return sum(layers * share * _in_layer(plan, stack, widths) for stack, layers, share in stacks_of(job, plan))
 

@@ -70,6 +70,8 @@ def _begin(staging: Path, pieces: Sequence[Piece]) -> None:
     staging.parent.mkdir(exist_ok=True)
     for left_over in staging.parent.glob(f"{checkpoint.UNFINISHED}*"):
         shutil.rmtree(left_over, ignore_errors=True)
+    for left_over in staging.parent.glob(".latest.*"):
+        left_over.unlink(missing_ok=True)
     needed = ranks.world_size() * sum(piece.values.nbytes for piece in pieces)
     free = shutil.disk_usage(staging.parent).free
     if free < needed:

@@ -53,9 +53,10 @@ def start() -> None:
         deepspeed.init_distributed(verbose=False, timeout=COLLECTIVE_TIMEOUT)
     except RuntimeError as error:  # torch's errors of the store and of the network are such
         address, port = (os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise HomodistilError(
             "ENV-MEET",
-            f"the ranks cannot meet at {address}:{port}: {str(error).strip().splitlines()[0][:200]}",
+            f"the ranks cannot meet at {address}:{port}: {reason}",
             "Give a port that is free on the first machine (MASTER_PORT) and an address that all reach (MASTER_ADDR).",
         ) from error
     global _control

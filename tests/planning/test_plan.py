@@ -21,6 +21,7 @@ from homodistil_ds.planning.devices import GPUS, Device, device_named, gpu_calle
 from homodistil_ds.planning.job import Job, entries, job_of
 from homodistil_ds.planning.memory import footprint, job_at, shape_of
 from homodistil_ds.planning.plan import Plan, as_json, plan_of
+from homodistil_ds.planning.speed import per_token
 from homodistil_ds.planning.traffic import step_traffic
 from homodistil_ds.presets import PRESETS
 
@@ -272,3 +273,10 @@ def test_what_comes_after_cuts_comes_when_it_takes_no_more_than_the_beginning(tm
     assert ["activation_checkpointing" in own.machine for own in found] == [peak > most for peak in kept]
     assert "activation_checkpointing" in found[0].machine
     assert "activation_checkpointing" not in found[-1].machine
+
+
+def test_what_a_step_moves_in_memory_counts_every_read_of_a_layer(tmp_path: Path) -> None:
+    bert = job(bert_base(tmp_path), machine(2))
+    assert per_token(bert, bert.plan, bert.plan.full) == 12 * 17 * 768
+    llama = job(llama_7b(tmp_path), machine(2))
+    assert per_token(llama, llama.plan, llama.plan.full) == 32 * (10 * 4096 + 3 * 11008)
