@@ -51,7 +51,7 @@ def measured_teacher(setting: Setting, stage: Stage, dtype: torch.dtype) -> nn.M
             engine.dispose(trained)
         return placed(setting, setting.source, {"logits"}, {} if dtype == torch.float32 else setting.ds_config, dtype)
     # Loaded again: the teacher of the stage was rounded to the precision of training.
-    setting.source.to("meta")
+    torch.nn.Module.to(setting.source, torch.device("meta"))
     source = ranks.together(lambda: load_teacher(setting.config.teacher)[0])
     return placed(setting, source, {"logits"}, {}, dtype)
 
