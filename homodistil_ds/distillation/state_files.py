@@ -26,6 +26,7 @@ from homodistil_ds.runtime.whole_files import written_whole
 
 FILE_BYTES = 1 << 26  # of states that a rank gathers for one file
 ABANDONED_SECONDS = 3600.0  # a file is written in seconds
+MEND, UNTOUCHED = "Remove that file: the next start computes its rows again.", "Checkpoints are untouched."
 
 
 class StateFiles:
@@ -60,7 +61,7 @@ class StateFiles:
             if states.dtype != self.dtype or states.shape != (*samples.shape, *self.shape):
                 raise ValueError(f"its rows are {list(states.shape[1:])} in {states.dtype}")
         except (KeyError, ValueError, HomodistilError) as error:
-            raise self._damaged(path, str(error)) from error
+            raise HomodistilError("CKPT-CACHE", _damage(path, str(error)), MEND, UNTOUCHED) from error
         return runs_of(reader(pieces)("samples", 0, states.shape[0]).numpy())
 
     def take_up(self, names: Sequence[str], runs: Sequence[np.ndarray]) -> None:
@@ -127,9 +128,9 @@ class StateFiles:
             states = read("states", place * entries, count * entries).view(count, *self.shape)
             checks = read("checks", place, count).tolist()
         except (OSError, HomodistilError) as error:
-            raise self._damaged(path, str(error), "CKPT-CACHE-ROW") from error
+            raise HomodistilError("CKPT-CACHE-ROW", _damage(path, str(error)), MEND, UNTOUCHED) from error
         if [_check(row) for row in states] != checks:
-            raise self._damaged(path, "a row was changed after it was written", "CKPT-CACHE-ROW")
+            raise HomodistilError("CKPT-CACHE-ROW", _damage(path, "a row was changed since"), MEND, UNTOUCHED)
         return states
 
     def _reader(self, file: int) -> Read:
@@ -137,13 +138,9 @@ class StateFiles:
             self._readers[file] = reader(header(self._paths[file]))
         return self._readers[file]
 
-    def _damaged(self, path: Path, how: str, error_id: str = "CKPT-CACHE") -> HomodistilError:
-        return HomodistilError(
-            error_id,
-            f"{path}: damaged teacher cache ({how})",
-            "Remove that file: the next start computes its rows again.",
-            "Checkpoints are untouched.",
-        )
+
+def _damage(path: Path, how: str) -> str:
+    return f"{path}: damaged teacher cache ({how})"
 
 
 def runs_of(samples: np.ndarray) -> np.ndarray:

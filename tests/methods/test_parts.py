@@ -1,4 +1,4 @@
-"""A part that has begun is gone on with; a path to resume from belongs to the part or to nothing while only that began."""
+"""A part that has begun is gone on with; while only it has begun, a path to resume from must lie in it."""
 
 from __future__ import annotations
 
