@@ -44,7 +44,7 @@ Flags of the machine, read first:
   --config FILE            start from a saved run_config.json instead of a preset
   --debug                  show the traceback of an error
 
-The flags below then change single values of that run."""
+The flags below then change single values of that run (H1, X2, ... are equations: CONTRIBUTING.md)."""
 
 
 def main(arguments: list[str]) -> int:

@@ -50,9 +50,11 @@ def flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--nodes", type=int, default=1)
-    parser.add_argument("--gpus_per_node", "--gpus-per-node", type=int, default=1)
-    parser.add_argument("--gpu", default="h100", help=f"{', '.join(GPUS)}, or {HERE}: this machine's cores")
+    parser.add_argument("--nodes", type=int, default=1, help="(default: 1)")
+    parser.add_argument("--gpus_per_node", "--gpus-per-node", type=int, default=1, help="(default: 1)")
+    parser.add_argument(
+        "--gpu", default="h100", help=f"{', '.join(GPUS)}, or {HERE}: this machine's cores (default: h100)"
+    )
     parser.add_argument("--network_gbits", "--network-gbits", type=float, default=NETWORK_GBITS, help="per GPU")
     parser.add_argument("--write_to", "--write-to", type=Path, metavar="FOLDER")
     return parser

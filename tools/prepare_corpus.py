@@ -76,11 +76,17 @@ def main(arguments: list[str]) -> int:
 
 def flags() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--corpus", nargs="+", default=[BUILTIN], help="as of train.py: files, folders, hub names")
+    flags.add_argument(
+        "--corpus", nargs="+", default=[BUILTIN], help="as of train.py: files, folders, hub names (default: builtin)"
+    )
     flags.add_argument("--output_dir", type=Path, help="the folder to prepare; needed but for --verify")
-    flags.add_argument("--teacher", default=BUILTIN, help="whose tokenizer it is: a folder or a hub name")
+    flags.add_argument(
+        "--teacher", default=BUILTIN, help="whose tokenizer it is: a folder or a hub name (default: builtin)"
+    )
     flags.add_argument("--tokenizer", help="another folder or hub name of the tokenizer alone")
-    flags.add_argument("--sequence_length", type=int, default=RunConfig().sequence_length)
+    flags.add_argument(
+        "--sequence_length", type=int, default=RunConfig().sequence_length, help="(default: %(default)s)"
+    )
     flags.add_argument("--workers", type=int, help="processes (default: as many as cores); not under mpirun or srun")
     flags.add_argument("--no_clean", action="store_true", help="take the text as it is")
     flags.add_argument("--skip_bad_files", action="store_true", help="list unreadable files instead of stopping")
