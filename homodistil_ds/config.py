@@ -231,9 +231,7 @@ class RunConfig:
         )
         require(called, shape, not self.student.is_reshaped, remedy)
         teaches = self.task_loss.learns_from_teacher
-        remedy = (
-            "Use mixkd or minidisc, which have a teacher, or set --task_loss.kd, .mixed_kd, .patience, .states to 0."
-        )
+        remedy = "Use --method mixkd or minidisc, or set --task_loss.kd, .mixed_kd, .patience and .states to 0."
         require(called, "a loss needs a teacher", self.method != "finetune" or not teaches, remedy)
         reads = "kd or .states" if nested else "kd, .mixed_kd or .patience"
         remedy = f"Give --task_loss.{reads} a weight, or use --method finetune."
