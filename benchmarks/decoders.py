@@ -25,7 +25,7 @@ import torch
 from homotopy import target
 from quality_arms import Arm, shape
 from quality_cells import ROOT, TRAIN, Cells, as_flags, execute, prepare_corpus, side_by_side
-from quality_table import form, line, millions, nats
+from quality_table import form, line, millions, nats, training_seconds
 from tokenizers import ByteLevelBPETokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -171,7 +171,7 @@ def write(folder: Path) -> str:
     for name, runs in rows.items():
         student, first = runs[0]["report"]["student"], runs[0]
         figures = [nats([run["report"]["student"][of] for run in runs]) for of in ("heldout_loss", "discrepancy_kl")]
-        seconds = [run["report"]["loop_cpu_seconds"] - run["report"]["measured_cpu_seconds"] for run in runs]
+        seconds = [training_seconds(run["report"]) for run in runs]
         cells = [name, form(student["widths"]), millions(student["parameters"])]
         cells += [f"{first['arm']['learning_rate']:g}{' (edge)' * first['arm']['at_edge']}", *figures]
         cells += [f"{first['report']['train_flops'] / 1e12:,.1f}", f"{statistics.mean(seconds):.0f}", str(len(runs))]

@@ -42,8 +42,8 @@ from homodistil_ds.models.loading import folder_of
 
 PARTS = ("tasks", "text", "text_on_tasks", "cost")
 FIXED = ("teacher", "corpus", "data", "scales", "targets", "epochs", "learning_rate", "text_steps", "text_rate")
-FORM = 2  # of the comparison itself: the cells of another one do not fit beside its own
 FIXED += ("batch", "sequence_length", "held_out_sequences")
+FORM = 2  # of the comparison itself: the cells of another one do not fit beside its own
 
 
 def main() -> None:
@@ -212,8 +212,8 @@ class Bench:
             found = measure(self.folder / "cost", self.task_teacher("MRPC"), self.given.data)
             (self.folder / "cost.json").write_text(json.dumps(found, indent=1) + "\n")
 
-    def train(self, place: Path, values: dict[str, Any]) -> Path:
-        """One run, unless it is complete; its folder."""
+    def train(self, place: Path, values: dict[str, Any]) -> None:
+        """One run, unless it is complete."""
         if not (place / "report.json").exists():
             shutil.rmtree(place, ignore_errors=True)
             values = {**values, "output_dir": place, "deepspeed_config": self.given.deepspeed_config}
@@ -222,7 +222,6 @@ class Bench:
             for heavy in ("checkpoints", "tb", "logs"):
                 shutil.rmtree(place / heavy, ignore_errors=True)
             print(f"done: {place}", flush=True)
-        return place
 
     def forget(self, place: Path) -> None:
         """The weights on a task whose arms are all complete."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quality_table import Runs, line, nats, runs_of, scored
+from quality_table import Runs, line, nats, runs_of, scored, training_seconds
 
 from homodistil_ds.evaluation.glue_table import spread
 from homodistil_ds.pruning.family import assistant_by_gap, best_assistant, relative_likelihood, trade_off
@@ -108,12 +108,6 @@ def setting_of(place: Path, better: int) -> Setting:
         },
         seconds={arm: training_seconds(report) for arm, report in reports.items()},
     )
-
-
-def training_seconds(report: Mapping[str, Any]) -> float:
-    """CPU seconds, without evaluations along the way, with the ranking of neurons that nested students begin with."""
-    ranked: float = report.get("ranked_cpu_seconds", 0.0)
-    return report["loop_cpu_seconds"] - report["measured_cpu_seconds"] + ranked
 
 
 def metric_of(row: Mapping[str, Any], trial: Mapping[str, Any]) -> float:

@@ -61,12 +61,18 @@ def read(folder: Path) -> dict[str, Row]:
             **json.loads(path.read_text(encoding="utf-8")),
             **{name: report["student"][name] for name in ("parameters", "heldout_loss", "discrepancy_kl", "widths")},
             **{name: report[name] for name in ("train_flops", "tokens", "steps")},
-            "train_cpu_seconds": report["loop_cpu_seconds"] - report["measured_cpu_seconds"],
+            "train_cpu_seconds": training_seconds(report),
             "train_seconds": report["loop_seconds"] - report["measured_seconds"],
             "teacher": {name: report["teacher"][name] for name in ("parameters", "heldout_loss", "widths")},
             "curve": [[row["step"], row["discrepancy_kl"]] for row in report["history"] if "discrepancy_kl" in row],
         }
     return found
+
+
+def training_seconds(report: Mapping[str, Any]) -> float:
+    """CPU seconds, without evaluations along the way, with the ranking of neurons that nested students begin with."""
+    ranked: float = report.get("ranked_cpu_seconds", 0.0)
+    return report["loop_cpu_seconds"] - report["measured_cpu_seconds"] + ranked
 
 
 def runs_of(folder: Path) -> Runs:
@@ -75,7 +81,7 @@ def runs_of(folder: Path) -> Runs:
     for path in sorted(folder.glob("*/report.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
         row = {name: report[name] for name in ("seed", "primary", "epochs", "steps")}
-        row["train_cpu_seconds"] = report["loop_cpu_seconds"] - report["measured_cpu_seconds"]
+        row["train_cpu_seconds"] = training_seconds(report)
         found.setdefault(report["task"], []).append(row)
     return found
 

@@ -63,8 +63,8 @@ class Setting(Run):
     def parted(self) -> int:
         """The vocabulary's size where the logits of a micro batch are too many to be there at once; else 0."""
         length = self.config.sequence_length
-        machines = filter(None, (self.ds_config, self.ds_config_after_cuts))
-        positions = max(map(ds_config.micro_batch, machines)) * round(self.batches.prediction.share(length) * length)
+        most = ds_config.largest_micro_batch(self.ds_config, self.ds_config_after_cuts)
+        positions = most * round(self.batches.prediction.share(length) * length)
         return parted_by(positions, self.plan.fixed["vocab"])
 
     @property

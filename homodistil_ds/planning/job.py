@@ -129,7 +129,7 @@ class Job:
 
     @cached_property
     def objective(self) -> Objective:
-        most = max(ds_config.micro_batch(machine) for machine in (self.machine, self.later) if machine is not None)
+        most = ds_config.largest_micro_batch(self.machine, self.later)
         parted = parted_by(self.predicted // self.micro_batch * most, self.plan.fixed["vocab"])
         tiled = in_tiles(self.plan.family, self.config.sequence_length)
         return Objective(self.config.loss, with_teacher=self.with_teacher, parted=parted, tiled=tiled)

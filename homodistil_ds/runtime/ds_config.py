@@ -171,6 +171,11 @@ def precision(values: dict[str, Any]) -> str:
     return "autocast" if values.get("torch_autocast", {}).get("enabled") else "fp32"
 
 
+def largest_micro_batch(first: dict[str, Any], later: dict[str, Any] | None) -> int:
+    """Of the configurations that a run has before cuts and after them."""
+    return max(micro_batch(values) for values in (first, later) if values is not None)
+
+
 def micro_batch(values: dict[str, Any]) -> int:
     """Sequences of one rank at a time; the batch sizes are filled in."""
     return int(values["train_micro_batch_size_per_gpu"])
