@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ending import end
+
 from homodistil_ds.config import RunConfig, from_dict
 from homodistil_ds.machine import Machine
 from homodistil_ds.methods import homodistil, measuring
@@ -41,9 +43,7 @@ def main() -> None:
         ranks.everyone(None)
         report = json.loads((out / name / "report.json").read_text(encoding="utf-8"))
         results[name] = {"report": report, "seen": seen[-1]}
-    if ranks.rank() == 0:
-        (out / "result.json").write_text(json.dumps(results), encoding="utf-8")
-    ranks.stop()
+    end(out, results)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ending import end
+
 from homodistil_ds.config import RunConfig, from_dict
 from homodistil_ds.distillation import vocabulary
 from homodistil_ds.machine import Machine
@@ -58,9 +60,7 @@ def main() -> None:
         )
         homodistil.run(config, start, "python tests")
         results[name] = dict(ended)
-    if ranks.rank() == 0:
-        (out / "result.json").write_text(json.dumps(results), encoding="utf-8")
-    ranks.stop()
+    end(out, results)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ending import end
+
 from homodistil_ds.config import RunConfig, from_dict
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.machine import Machine
@@ -64,9 +66,7 @@ def main() -> None:
         for part in ("teacher", "trial"):
             if (run_dir / part).exists():
                 results[name][part] = facts(run_dir / part)
-    if ranks.rank() == 0:
-        (out / "result.json").write_text(json.dumps(results), encoding="utf-8")
-    ranks.stop()
+    end(out, results)
 
 
 if __name__ == "__main__":

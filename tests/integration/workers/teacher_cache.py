@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ending import end
+
 from homodistil_ds.config import RunConfig, from_dict
 from homodistil_ds.data.batches import Batches
 from homodistil_ds.data.predicted import Batch
@@ -86,9 +88,7 @@ def main() -> None:
             ended.update(error=error.error_id, what=error.what)
         claim.release(out / name)
         results[name] = dict(ended)
-    if ranks.rank() == 0:
-        (out / "result.json").write_text(json.dumps(results), encoding="utf-8")
-    ranks.stop()
+    end(out, results)
 
 
 if __name__ == "__main__":
