@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import lzma
 import statistics
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +28,7 @@ from quality_table import form, line, millions, nats, training_seconds
 from tokenizers import ByteLevelBPETokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from homodistil_ds.data.text import read_documents
 from homodistil_ds.models.families import plan_for
 from homodistil_ds.models.width import WidthPlan
 
@@ -125,15 +125,13 @@ def untrained(folder: Path, given: argparse.Namespace) -> Path:
 
 
 def texts(sources: list[str]) -> Iterator[str]:
-    """The first characters of text files, which may be compressed with xz."""
+    """The first READ characters of a corpus, whole documents."""
     left = READ
-    for source in sources:
-        with (lzma.open if source.endswith(".xz") else open)(source, "rt", encoding="utf-8") as file:
-            for text in file:
-                if left <= 0:
-                    return
-                left -= len(text)
-                yield text
+    for text in read_documents(sources):
+        if left <= 0:
+            return
+        left -= len(text)
+        yield text
 
 
 def trained(start: Path, folder: Path, given: argparse.Namespace) -> Path:

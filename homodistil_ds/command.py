@@ -16,7 +16,7 @@ from pathlib import Path
 
 import tyro
 
-from homodistil_ds.config import RunConfig, load_run_config
+from homodistil_ds.config import BUILTIN, RunConfig, load_run_config
 from homodistil_ds.errors import ALONE, EXIT_CODES, HomodistilError, did_you_mean
 from homodistil_ds.machine import PLACEMENTS, Machine
 from homodistil_ds.presets import PRESETS
@@ -40,7 +40,8 @@ Flags of the machine, read first:
                            path of a checkpoint or run; nothing to resume from is an error
   --plan                   print what this run takes (memory, traffic, time, cost), run nothing;
                            the exit code is 1 where it does not fit
-  --preset NAME            run to start from (default: demo): {presets}
+  --preset NAME            run to start from (default: demo, for a decoder with the losses of
+                           logit): {presets}
   --config FILE            start from a saved run_config.json instead of a preset
   --debug                  show the traceback of an error
 
@@ -122,7 +123,7 @@ def parse(arguments: list[str], first: bool) -> tuple[RunConfig, Machine]:
         machine, rest = flags.parse_known_args(arguments)
     except argparse.ArgumentError as error:
         raise HomodistilError("CFG-FLAG", str(error), "See --help.") from error
-    default, rest = with_family(starting_point(machine.preset, machine.config), rest)
+    default, rest = with_family(starting_point(machine.preset, machine.config, rest), rest)
     try:
         with contextlib.redirect_stderr(sys.stderr if first else io.StringIO()):
             config = tyro.cli(
@@ -180,13 +181,31 @@ def machine_of(flags: argparse.Namespace) -> Machine:
     )
 
 
-def starting_point(preset: str | None, saved: str | None) -> RunConfig:
-    """The run that the flags change: a preset or a saved configuration, not both."""
+def starting_point(preset: str | None, saved: str | None, arguments: list[str]) -> RunConfig:
+    """The run that the other flags, `arguments`, change: a preset or a saved configuration, not both."""
     if preset and saved:
         raise HomodistilError("CFG-FLAG", "--preset and --config both given", "Give one of them.")
     if saved:
         return load_run_config(Path(saved))
-    name = preset or "demo"
-    if name not in PRESETS:
-        raise HomodistilError("CFG-PRESET", f"--preset {name} is not known", did_you_mean(name, PRESETS))
-    return PRESETS[name]()
+    if preset is None:
+        return unnamed_run(arguments)
+    if preset not in PRESETS:
+        raise HomodistilError("CFG-PRESET", f"--preset {preset} is not known", did_you_mean(preset, PRESETS))
+    return PRESETS[preset]()
+
+
+def unnamed_run(arguments: list[str]) -> RunConfig:
+    """The demo; of a decoder with the losses of the preset `logit`, what works best on decoders."""
+    run, flags = PRESETS["demo"](), argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    flags.add_argument("--teacher", default=BUILTIN)
+    teacher = flags.parse_known_args(arguments)[0].teacher
+    # What is wrong with a teacher is told where it is loaded.
+    with contextlib.suppress(HomodistilError):
+        if teacher != BUILTIN and _language_model(teacher) == "causal":
+            return replace(run, loss=PRESETS["logit"]().loss)
+    return run
+
+
+def _language_model(teacher: str) -> str:
+    plan = importlib.import_module("homodistil_ds.models.loading").read_plan(teacher)
+    return str(plan.family.language_model)

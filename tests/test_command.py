@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from transformers import BertConfig, LlamaConfig
 
 from homodistil_ds.command import parse, to_the_end
+from homodistil_ds.config import LossConfig
 from homodistil_ds.errors import HomodistilError
+from homodistil_ds.presets import PRESETS
 
 
 @pytest.mark.parametrize(
@@ -27,6 +32,21 @@ def test_a_family_sets_the_sizes_in_place_of_the_presets(given: list[str]) -> No
 def test_sizes_that_are_given_beside_a_family_stay() -> None:
     config, _ = parse(["--family", "0.5,0.25", "--student.hidden_size", "128"], first=True)
     assert config.student.hidden_size == 128
+
+
+def test_a_decoder_without_a_preset_is_taught_by_logits_alone(tmp_path: Path) -> None:
+    LlamaConfig(num_hidden_layers=2).save_pretrained(tmp_path / "llama")
+    BertConfig().save_pretrained(tmp_path / "bert")
+
+    def losses(*given: str) -> LossConfig:
+        return parse([*given, "--steps", "100"], first=True)[0].loss
+
+    assert losses("--teacher", str(tmp_path / "llama")) == PRESETS["logit"]().loss
+    assert losses(f"--teacher={tmp_path / 'llama' / 'config.json'}") == PRESETS["logit"]().loss
+    assert losses("--teacher", str(tmp_path / "llama"), "--loss.hidden", "1").hidden == 1
+    for others in (["--teacher", str(tmp_path / "bert")], ["--teacher", str(tmp_path / "none")], []):
+        assert losses(*others) == PRESETS["demo"]().loss
+    assert losses("--preset", "demo", "--teacher", str(tmp_path / "llama")) == PRESETS["demo"]().loss
 
 
 def test_a_teacher_cache_is_a_fact_of_the_machine_and_of_distillation_alone() -> None:

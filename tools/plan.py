@@ -10,7 +10,6 @@ code is 1 where the run does not fit.
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -32,8 +31,6 @@ def main(arguments: list[str]) -> int:
         for name in ("nodes", "gpus_per_node", "network_gbits"):
             require(f"--{name}", getattr(given, name), getattr(given, name) > 0, "Use a number above 0.")
         config, machine = parse(rest, first=True)
-        if Path(config.teacher).name == "config.json":
-            config = replace(config, teacher=str(Path(config.teacher).parent))
         device = device_named(given.gpu, given.gpus_per_node)
         places = {"nodes": given.nodes, "ranks_per_node": given.gpus_per_node}
         plan = plan_of(job_of(config, machine, device=device, gbits=given.network_gbits, **places))

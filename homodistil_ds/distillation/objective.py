@@ -48,6 +48,10 @@ class Objective:
     def teacher_reads(self) -> frozenset[Read]:
         return frozenset(read for name in self.weights if TERMS[name].needs_teacher for read in self._reads(name))
 
+    def tiled_layers(self, layers: int) -> int:
+        """How often the maps of one of so many layers are made in tiles."""
+        return self.tiled * (layers * ("attention" in self.weights) + ("attention_kl" in self.weights))
+
     def _reads(self, name: str) -> list[Read]:
         return [read for asked in TERMS[name].reads for read in self.instead.get(asked, (asked,))]
 

@@ -23,6 +23,7 @@ def per_token(setting: Setting, objective: Objective, with_teacher: bool) -> Cos
             reads=objective.student_reads(),
             teacher_reads=objective.teacher_reads() if with_teacher else None,
             teacher_plan=setting.plan,
+            tiled_layers=objective.tiled_layers(setting.student_plan.layers),
         )
 
     return cost

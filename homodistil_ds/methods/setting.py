@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,8 @@ from homodistil_ds.models.pieces import Read
 from homodistil_ds.models.width import WidthPlan, Widths, count
 from homodistil_ds.planning.descent import Descent, descent_of
 from homodistil_ds.planning.devices import this_device
-from homodistil_ds.planning.job import Job, check_room, placement_of
-from homodistil_ds.planning.memory import job_at
+from homodistil_ds.planning.job import Job, placement_of
+from homodistil_ds.planning.memory import check_room, job_at
 from homodistil_ds.pruning.family import Member
 from homodistil_ds.pruning.schedule import WidthSchedule
 from homodistil_ds.runtime import ds_config, launch, memory, ranks
@@ -43,7 +42,8 @@ class Setting(Run):
     With `read` it is an outline on the meta device, and `read` gives its weights a run at a time; else it is whole.
     `members` are the students that the run leaves behind, the last of them at its `target`; `schedule` passes them.
     `student_plan` and `student_like` are the table and the form of a student that has the layers of `layer_map` alone;
-    nobody trains `student_like` itself. `placement` is where the teacher goes.
+    nobody trains `student_like` itself. `placement` is where the teacher goes; `job` is what the planner knows of all
+    this.
     """
 
     source: PreTrainedModel
@@ -58,6 +58,7 @@ class Setting(Run):
     student_like: PreTrainedModel
     corpus: Corpus
     batches: Batches
+    job: Job
 
     @property
     def parted(self) -> int:
@@ -81,24 +82,6 @@ class Setting(Run):
             return self.ds_config
         return job_at(self.job, widths).machine
 
-    @cached_property
-    def job(self) -> Job:
-        """What the planner knows of this run."""
-        here = ranks.smallest(launch.ranks_here())
-        return Job(
-            config=self.config,
-            plan=self.plan,
-            student_plan=self.student_plan,
-            schedule=self.schedule,
-            first_widths=self.plan.full,
-            machine=self.ds_config,
-            later=self.ds_config_after_cuts,
-            placement=self.placement,
-            nodes=ranks.world_size() // here,
-            ranks_per_node=here,
-            device=this_device(),
-        )
-
 
 def prepare_setting(
     config: RunConfig, machine: Machine, command: str, head_may_be_missing: bool, within: Path | None = None
@@ -113,7 +96,8 @@ def prepare_setting(
     found = where_to_start(config, machine.resume, say)
     way = ranks.together(lambda: descent_of(config, first, later))
     plan, student_plan = way.plan, way.student_plan
-    placed, reason = _choose_placement(config, machine.teacher_placement, first, way)
+    job, reason = _planned(config, machine, first, later, way)
+    placed = job.placement
     source, tokenizer, read = ranks.together(lambda: _load(config.teacher, head_may_be_missing, placed == "replicated"))
     given = plan.family.language_model, tokenizer, source.config, config.mask_probability, config.sequence_length
     prediction = ranks.together(lambda: prediction_for(*given))
@@ -155,6 +139,7 @@ def prepare_setting(
         student_like=source if student_plan.layers == plan.layers else outline_of(source, plan, way.layer_map),
         corpus=corpus,
         batches=batches,
+        job=job,
         monitor=monitor,
         checkpoint=found,
         started=started,
@@ -162,17 +147,32 @@ def prepare_setting(
     )
 
 
-def _choose_placement(config: RunConfig, asked: str, machine: dict[str, Any], way: Descent) -> tuple[str, str]:
-    """Where the teacher goes, the same on all ranks, and the reason."""
+def _planned(
+    config: RunConfig, machine: Machine, first: dict[str, Any], later: dict[str, Any] | None, way: Descent
+) -> tuple[Job, str]:
+    """Where the teacher goes, the same on all ranks, with the reason; there is room for it. All ranks call it."""
     plan, trained = way.plan, count(way.student_plan, way.first_widths).with_head
     free, on_gpu = ranks.smallest(memory.available_bytes()), torch.cuda.is_available()
     world, here = ranks.world_size(), ranks.smallest(launch.ranks_here())
-    placed = ranks.together(
-        lambda: placement_of(config.method, asked, plan, machine, trained, free, world, here, on_gpu)
+    asked = machine.teacher_placement
+    placed, reason = ranks.together(
+        lambda: placement_of(config.method, asked, plan, first, trained, free, world, here, on_gpu)
     )
-    taught = 0 if config.method == "pretrain" else count(plan, plan.full).with_head
-    ranks.together(lambda: check_room(machine, placed[0], taught, trained, free, world, here))
-    return placed
+    job = Job(
+        config=config,
+        plan=plan,
+        student_plan=way.student_plan,
+        schedule=way.schedule,
+        first_widths=way.first_widths,
+        machine=first,
+        later=later,
+        placement=placed,
+        nodes=world // here,
+        ranks_per_node=here,
+        device=this_device(),
+    )
+    ranks.on_first(lambda: check_room(job, free, cached=bool(machine.teacher_cache)))
+    return job, reason
 
 
 def _load(

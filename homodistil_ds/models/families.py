@@ -34,12 +34,7 @@ def plan_for(config: Any) -> WidthPlan:
     """The width plan of a Hugging Face configuration. Raises HomodistilError for a family without a table."""
     family = FAMILIES.get(config.model_type)
     if family is None:
-        raise HomodistilError(
-            "CFG-FAMILY",
-            f"the teacher is of type '{config.model_type}', which has no width table",
-            f"Supported: {', '.join(FAMILIES)}. Another one is a table in a file of its own, like "
-            "homodistil_ds/models/llama.py, named in homodistil_ds/models/families.py.",
-        )
+        raise without_table(config.model_type)
     if kind := getattr(config, "quantization_config", None):
         method = kind.get("quant_method") if isinstance(kind, dict) else getattr(kind, "quant_method", kind)
         what = f"the weights of the teacher are quantised ({getattr(method, 'value', method)})"
@@ -67,6 +62,16 @@ def plan_for(config: Any) -> WidthPlan:
         - family.positions_before
         - (config.pad_token_id + 1 if family.padded_positions else 0),
         queries_per_group=heads // (sizes.get("key_value_heads") or heads),
+    )
+
+
+def without_table(model_type: str) -> HomodistilError:
+    file = f"homodistil_ds/models/{model_type.replace('-', '_')}.py"
+    return HomodistilError(
+        "CFG-FAMILY",
+        f"the teacher is of type '{model_type}', which has no width table",
+        f"Supported: {', '.join(FAMILIES)}. For another one write its table into {file}, like llama.py beside it, and "
+        "name it in homodistil_ds/models/families.py.",
     )
 
 

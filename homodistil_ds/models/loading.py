@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from transformers.initialization import no_init_weights
 from homodistil_ds.config import BUILTIN
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.models import norms
-from homodistil_ds.models.families import FAMILIES, plan_for
+from homodistil_ds.models.families import FAMILIES, plan_for, without_table
 from homodistil_ds.models.fused import has_own_head, keep_generation, put_together, taken_apart
 from homodistil_ds.models.pieces import (
     AUTO_CLASSES,
@@ -43,8 +44,10 @@ BUILTIN_TEACHER = Path(__file__).resolve().parent.parent / "assets" / "teacher"
 
 
 def folder_of(teacher: str) -> str:
-    """The folder or hub name behind the value of --teacher."""
-    return str(BUILTIN_TEACHER) if teacher == BUILTIN else teacher
+    """The folder or hub name behind the value of --teacher, which may also be the folder's config.json."""
+    if teacher == BUILTIN:
+        return str(BUILTIN_TEACHER)
+    return str(Path(teacher).parent) if Path(teacher).name == "config.json" else teacher
 
 
 def config_of(source: str | Path) -> Any:
@@ -130,12 +133,6 @@ def load_outline(
     try:
         config = config_of(source)
         plan = plan_for(config)
-        if plan.family.fused:
-            raise HomodistilError(
-                "CFG-PLACEMENT",
-                f"--teacher {teacher}: the matrices of a {plan.family.model_type} are fused, and not read in pieces",
-                "Use --teacher_placement replicated.",
-            )
         tokenizer = tokenizer_of(source)
         model, pieces = outline(config, plan.family), open_pieces(source)
         check_own_head(source, model, plan.family)
@@ -154,6 +151,8 @@ def unloadable(teacher: str, error: Exception, flag: str = "--teacher") -> Homod
             f"{flag} {teacher} comes with code of its own, which would have to be run to load it",
             f"Only what transformers knows itself is loaded: {', '.join(FAMILIES)}.",
         )
+    if unknown := re.search(r"model type `(.+?)` but Transformers does not recognize", str(error)):
+        return without_table(unknown[1])
     return HomodistilError(
         "DATA-TEACHER",
         f"{flag} {teacher} cannot be loaded: {str(error).strip().splitlines()[0]}",

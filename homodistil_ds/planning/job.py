@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import torch
-
 from homodistil_ds.config import RunConfig
 from homodistil_ds.data.masking import share_for
 from homodistil_ds.distillation.attention_maps import in_tiles
@@ -87,6 +85,11 @@ class Job:
         return ds_config.offloads(self.machine) and not self.device.keeps_freed
 
     @property
+    def offloads_parameters(self) -> bool:
+        """Whether weights lie there too."""
+        return ds_config.offloads_parameters(self.machine) and not self.device.keeps_freed
+
+    @property
     def weight_bytes(self) -> int:
         return WEIGHT_BYTES[ds_config.precision(self.machine)]
 
@@ -156,7 +159,7 @@ class Job:
         return sum(self.flop_parts(widths).values())
 
     def flop_parts(self, widths: Widths) -> Mapping[str, float]:
-        """The terms of `flops`: teacher, body, head and projections."""
+        """The terms of `flops`: teacher, body, head, projections and maps."""
         return step_parts(
             self.student_plan,
             widths,
@@ -165,6 +168,7 @@ class Job:
             reads=self.objective.student_reads(),
             teacher_reads=self.objective.teacher_reads() if self.with_teacher else None,
             teacher_plan=self.plan,
+            tiled_layers=self.objective.tiled_layers(self.student_plan.layers),
         )
 
 
@@ -243,7 +247,16 @@ def placement_of(
     ranks_per_node: int,
     on_gpu: bool,
 ) -> tuple[str, str]:
-    """Where the teacher goes, and the sizes behind it as a line. A model to train goes where its stage says."""
+    """Where the teacher goes, and the sizes behind it as a line. A model to train goes where its stage says.
+
+    Raises HomodistilError for pieces of a teacher that is not read in pieces.
+    """
+    if plan.family.fused and method != "pretrain" and asked not in ("auto", "replicated"):
+        raise HomodistilError(
+            "CFG-PLACEMENT",
+            f"--teacher_placement {asked}: a {plan.family.model_type}'s matrices are fused, and not read in pieces",
+            "Use --teacher_placement replicated.",
+        )
     if plan.family.fused and (asked == "auto" or method == "pretrain"):
         return "replicated", ""
     if method == "pretrain":
@@ -258,32 +271,6 @@ def placement_of(
     )
     placed = placement.choose(asked, sizes)
     return placed, placement.explain(asked, placed, sizes)
-
-
-def check_room(
-    machine: dict[str, Any], placed: str, taught: int, trained: int, free: int, ranks: int, ranks_per_node: int
-) -> None:
-    """Before anything is loaded: room for a teacher of `taught` and a student of `trained` parameters on each rank.
-
-    Raises HomodistilError where not even weights, gradients and Adam's states fit.
-    """
-    on_gpu = torch.cuda.is_available()
-    weights = taught * WEIGHT_BYTES[ds_config.precision(machine)]
-    teacher = weights // placement.parts(placed, ranks, ranks_per_node)
-    if placed == "cpu_offload" and on_gpu:
-        teacher = 0
-    needed = teacher + trained_bytes(machine, trained, ranks, on_gpu)
-    if needed > free:
-        sizes = (
-            f"{needed / 2**30:,.1f} GiB per rank for weights, gradients and Adam, of {free / 2**30:,.1f} that are free"
-        )
-        raise HomodistilError(
-            "CFG-MEMORY",
-            f"this run needs {sizes}, activations apart: ZeRO {ds_config.zero_stage(machine)}, teacher {placed}, "
-            f"{ranks} ranks",
-            "Use a higher ZeRO stage, --teacher_placement zero3, more ranks or fewer --student.num_hidden_layers; "
-            "tools/plan.py, with the same flags, shows what would fit.",
-        )
 
 
 def shapes(plan: WidthPlan, widths: Widths) -> Iterator[tuple[str, tuple[int, ...]]]:

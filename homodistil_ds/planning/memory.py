@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from homodistil_ds.distillation.attention_maps import rows_at_once
+from homodistil_ds.errors import HomodistilError
 from homodistil_ds.models.width import WidthPlan, Widths
 from homodistil_ds.planning.activations import Shape, kept_bytes
 from homodistil_ds.planning.job import Job, entries, shapes
@@ -20,6 +21,7 @@ from homodistil_ds.pruning.cost import Stacks, stacks
 from homodistil_ds.runtime import ds_config
 from homodistil_ds.runtime.memory import ADAM_STATES
 
+GIB = 2**30
 FP32 = 4
 DTYPES = {"bf16": torch.bfloat16, "autocast": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 BUCKET = 500_000_000  # entries that DeepSpeed reduces at a time, unless the file says so
@@ -29,7 +31,9 @@ KERNELS = 48 * 2**20  # what kernels and collectives keep for themselves from th
 LOGIT_COPIES = 28  # bytes per logit: of both models, in float32, normalised, and a gradient
 PART_COPIES = 12
 TILE_COPIES = 4  # of a tile of attention maps: both models' maps, how they differ, a gradient
+SCORE_COPIES = 6  # of queries and keys: scaled, filled up, their differences
 MEASURED_IN = 0.8  # of the free memory that models in float32 may take at the end
+OFF = 0.1  # of what a run takes, by which a plan may be wrong
 FRAGMENTS = 1.06  # of a GPU's memory, lost between blocks
 
 
@@ -92,7 +96,8 @@ def states(job: Job, widths: Widths) -> dict[str, int]:
     if job.stage == 3:
         live = min(size, job.zero("stage3_max_live_parameters", LIVE))
         gathered = 0 if job.ranks == 1 and job.placement == "zero3" else job.weight_bytes * live
-        return {"student": weights // job.ranks + gathered, "optimizer": 0 if job.offloads else sharded}
+        own = 0 if job.offloads_parameters else weights // job.ranks
+        return {"student": own + gathered, "optimizer": 0 if job.offloads else sharded}
     return {"student": weights, "optimizer": 0 if job.offloads else sharded}
 
 
@@ -142,8 +147,9 @@ def activations(job: Job, widths: Widths) -> dict[str, int]:
     if "attention" in taught:
         losses += its_maps * row_of_maps * job.plan.full.heads * c
         losses += 2 * FP32 * maps * row_of_maps * widths.heads
-    if "queries" in taught:  # with keys, of all layers
-        losses += 2 * its_layers * tokens * job.plan.full.heads * job.plan.full.head_size * c
+    states = len({"queries", "keys", "values"} & taught)
+    losses += states * its_layers * tokens * job.plan.full.heads * job.plan.full.head_size * c
+    losses += FP32 * (row_of_maps * _related(job, widths) + layers * tokens * _compared_scores(job, widths))
     if job.objective.tiled:
         length, heads = job.config.sequence_length, job.plan.full.heads
         rows = rows_at_once(job.micro_batch, heads, length)
@@ -153,6 +159,21 @@ def activations(job: Job, widths: Widths) -> dict[str, int]:
     compared = layers * ("hidden" in reads) + ("embedding" in reads)
     losses += compared * tokens * job.plan.full.hidden * (c + 2 * FP32) * job.with_teacher
     return found | {"losses": round(losses)}
+
+
+def _related(job: Job, widths: Widths) -> int:
+    """Numbers per pair of tokens that losses on relations hold in float32: two for each relation until its gradient is
+    known, three more while the last one is compared."""
+    weights = job.objective.weights
+    of_values = widths.heads * ("value_relation" in weights)
+    of_all = job.config.loss.relation_heads * ("relation" in weights)
+    return 2 * of_values + 3 * 2 * of_all + 3 * max(of_values, of_all)
+
+
+def _compared_scores(job: Job, widths: Widths) -> int:
+    """Numbers per token and layer that the loss on attention scores holds in float32."""
+    size = max(widths.head_size, job.plan.full.head_size)
+    return SCORE_COPIES * widths.heads * size * ("scores" in job.objective.weights)
 
 
 def shape_of(job: Job, widths: Widths) -> Shape:
@@ -187,13 +208,13 @@ def logits(job: Job) -> int:
 
 
 def host_bytes(job: Job, widths: Widths) -> int:
-    """Masters, moments and gradients beside a GPU, and a teacher that lies there."""
+    """Masters, moments and gradients beside a GPU, weights and a teacher that lie there."""
     if job.device.keeps_freed:
         return 0
     size = entries(job.trained(widths))
-    offloaded = (ADAM_STATES + FP32) * size // job.ranks if job.offloads else 0
+    each = (ADAM_STATES + FP32) * job.offloads + job.weight_bytes * job.offloads_parameters
     taught = entries(job.taught()) * job.weight_bytes // job.ranks if job.placement == "cpu_offload" else 0
-    return offloaded + taught
+    return each * size // job.ranks + taught
 
 
 def host_bytes_around(job: Job) -> int:
@@ -235,11 +256,32 @@ def start_bytes(job: Job) -> int:
     w, framework = job.weight_bytes, job.device.framework
     if not job.device.keeps_freed:  # models are made and rounded in host memory
         masters = 0 if job.stage == 0 else FP32 * size // job.ranks
-        return framework + teacher_bytes(job) + masters + w * size // (job.ranks if job.stage == 3 else 1)
+        weights = 0 if job.offloads_parameters else w * size // (job.ranks if job.stage == 3 else 1)
+        return framework + teacher_bytes(job) + masters * (not job.offloads) + weights
     if job.stage == 3:
         return framework + source + teacher_bytes(job) * (not source) + (w + FP32 + w) * size // job.ranks
     masters = 0 if job.stage == 0 else (w + FP32) * size // job.ranks
     return framework + source + FP32 * size + masters
+
+
+def check_room(job: Job, free: int, cached: bool) -> None:
+    """Before anything is loaded. `cached`: the loop may go without the teacher.
+
+    Raises HomodistilError where the run needs more than the `free` bytes of a rank by more than plans are off.
+    """
+    own = footprint(job, job.first_widths)
+    loop = own.peak - cached * teacher_bytes(job)
+    needed = max(loop, start_bytes(job)) - job.device.framework
+    if needed <= (1 + OFF) * free:
+        return
+    named = ", ".join(f"{name} {size / GIB:,.1f}" for name, size in own.items.items() if size >= GIB / 20)
+    raise HomodistilError(
+        "CFG-MEMORY",
+        f"this run needs {needed / GIB:,.1f} GiB per rank, of {free / GIB:,.1f} that are free: ZeRO {job.stage}, "
+        f"teacher {job.placement}, {job.ranks} ranks, micro batch {job.micro_batch}; in GiB: {named}",
+        "Use a higher ZeRO stage, --teacher_placement zero3, a smaller micro batch, more ranks or fewer "
+        "--student.num_hidden_layers; tools/plan.py, with the same flags, shows what would fit.",
+    )
 
 
 def cache_row_bytes(job: Job) -> int:

@@ -60,13 +60,13 @@ def text(plan: Plan) -> str:
         f"A checkpoint takes at most {gib(plan.checkpoint_bytes)}; {job.config.save_total_limit} are kept.",
         *_cache(plan),
         "",
-        "| steps | widths | parameters | peak | teacher | student | optimizer | gradients | activations, losses "
+        "| steps | widths | ZeRO | parameters | peak | teacher | student | optimizer | gradients | activations, losses "
         "| logits | got per step | step | of it collectives | tokens/s | MFU |",
-        "|:--|:--|" + "--:|" * 13,
+        "|:--|:--|" + "--:|" * 14,
         *(_row(phase) for phase in plan.phases),
         "",
-        "| ZeRO | teacher | micro batch | peak | fits | device hours |",
-        "|--:|:--|--:|--:|:--|--:|",
+        "| ZeRO | teacher | micro batch | layers run twice | Adam | peak | fits | device hours |",
+        "|--:|:--|--:|:--|:--|--:|:--|--:|",
         *(_choice(choice) for choice in plan.choices),
     ]
     lines += ["", *(f"- {warning}" for warning in plan.warnings)] if plan.warnings else []
@@ -92,17 +92,18 @@ def _row(phase: Phase) -> str:
     sizes = " | ".join(gib(size) for size in (phase.footprint.peak, *own, passing, items["logits"]))
     got, pace = sum(phase.traffic.values()), phase.pace
     return (
-        f"| {phase.first:,}-{phase.last:,} | {phase.widths} | {phase.parameters:,} | {sizes} | {gib(got)} "
-        f"| {seconds(pace.seconds)} | {seconds(pace.communication)} | {pace.tokens_per_second:,.0f} "
+        f"| {phase.first:,}-{phase.last:,} | {phase.widths} | {phase.stage} | {phase.parameters:,} | {sizes} "
+        f"| {gib(got)} | {seconds(pace.seconds)} | {seconds(pace.communication)} | {pace.tokens_per_second:,.0f} "
         f"| {pace.utilisation:.0%} |"
     )
 
 
 def _choice(choice: Choice) -> str:
-    fits = "yes" if choice.fits else "no"
+    twice, fits = ("yes" if it else "no" for it in (choice.recomputes, choice.fits))
+    adam = "host" if choice.offloads else "device"
     return (
-        f"| {choice.stage} | {choice.placement} | {choice.micro_batch} | {gib(choice.peak)} | {fits} "
-        f"| {choice.hours:,.2f} |"
+        f"| {choice.stage} | {choice.placement} | {choice.micro_batch} | {twice} | {adam} | {gib(choice.peak)} "
+        f"| {fits} | {choice.hours:,.2f} |"
     )
 
 

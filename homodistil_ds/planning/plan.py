@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from homodistil_ds.models.families import legal_shapes
 from homodistil_ds.models.width import Widths, count
 from homodistil_ds.planning import memory
 from homodistil_ds.planning.descent import lost_by_recomputing
@@ -18,7 +19,7 @@ from homodistil_ds.runtime import ds_config
 
 ROOM = 0.95  # of a device's memory that a plan may fill: formulas are some per cent off
 TILE = 64  # widths in these multiples keep tensor cores busy
-MEASURED_RANKS = 64  # beyond, a plan says that nothing of it was measured
+MEASURED_RANKS = 8  # beyond, a plan says that nothing of it was measured
 ENOUGH_TOKENS = 4096  # of a micro batch, from which sharded weights take less time than the work on them
 
 
@@ -29,6 +30,8 @@ class Phase:
     first: int
     last: int
     widths: Widths
+    stage: int
+    recomputes: bool
     parameters: int
     """Of the student, without projections."""
     footprint: Footprint
@@ -47,11 +50,14 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The same run under another ZeRO stage, placement of the teacher and micro batch."""
+    """The same run under another ZeRO stage, placement of the teacher and micro batch; with layers run once more
+    (activation_checkpointing), or Adam's states in host memory (offload_optimizer)."""
 
     stage: int
     placement: str
     micro_batch: int
+    recomputes: bool
+    offloads: bool
     peak: int
     fits: bool
     hours: float
@@ -134,6 +140,8 @@ def _phases(job: Job) -> Iterator[Phase]:
             first=cut.step + 1,
             last=last,
             widths=cut.widths,
+            stage=own.stage,
+            recomputes=ds_config.recomputes(own.machine),
             parameters=count(job.student_plan, cut.widths).with_head,
             footprint=footprint(own, cut.widths, after),
             traffic=step_traffic(own, cut.widths, scored),
@@ -144,22 +152,49 @@ def _phases(job: Job) -> Iterator[Phase]:
 def _choices(job: Job) -> Iterator[Choice]:
     """Every stage that this precision trains at with every placement, the cheapest that fits first.
 
-    Each with the largest micro batch that fits, of the one that was asked for and its halves.
+    Each with the largest micro batch that fits, of the one that was asked for and its halves. Where none fits, the same
+    with means that take time for memory.
     """
-    stages = [stage for stage in (0, 1, 2, 3) if stage or job.weight_bytes == 4]
-    placements: dict[str, None] = {job.placement: None}
-    if job.with_teacher and job.ranks > 1 and not job.plan.family.fused:
-        placements |= dict.fromkeys(("replicated", "node", "zero3") if job.nodes > 1 else ("replicated", "zero3"))
-    if ds_config.recomputes(job.machine) and lost_by_recomputing(job.objective.student_reads()):
-        stages.remove(3)
-    found = [_choice(job, stage, placement) for stage in stages for placement in placements]
+    found: list[Choice] = []
+    for own in _ever_smaller(job):
+        found += [_choice(own, stage, placement) for stage in _stages(own) for placement in _placements(own)]
+        if any(choice.fits for choice in found):
+            break
     yield from sorted(found, key=lambda choice: (not choice.fits, choice.hours if choice.fits else choice.peak))
+
+
+def _ever_smaller(job: Job) -> Iterator[Job]:
+    """The job as it is, with layers run once more, and with Adam in a GPU's host memory besides."""
+    yield job
+    machine = job.machine
+    if not ds_config.recomputes(machine):
+        machine = {**machine, "activation_checkpointing": {}}
+        yield replace(job, machine=machine, later=None)
+    if not job.device.keeps_freed and not ds_config.offloads(machine):
+        zero = {**machine.get("zero_optimization", {}), "offload_optimizer": {"device": "cpu"}}
+        yield replace(job, machine={**machine, "zero_optimization": zero}, later=None)
+
+
+def _stages(job: Job) -> list[int]:
+    lost = ds_config.recomputes(job.machine) and lost_by_recomputing(job.objective.student_reads())
+    lowest = 0 if job.weight_bytes == 4 and not job.offloads else 1
+    return list(range(lowest, 3 if lost else 4))
+
+
+def _placements(job: Job) -> list[str]:
+    found = {job.placement: None}
+    if job.with_teacher and job.ranks > 1 and not job.plan.family.fused:
+        found |= dict.fromkeys(("replicated", "node", "zero3") if job.nodes > 1 else ("replicated", "zero3"))
+    if job.with_teacher and job.offloads and not job.plan.family.fused:
+        found |= {"cpu_offload": None}
+    return list(found)
 
 
 def _choice(job: Job, stage: int, placement: str) -> Choice:
     zero = {**job.machine.get("zero_optimization", {}), "stage": stage}
-    if stage == 0:
-        zero.pop("offload_optimizer", None)
+    for key, lowest in ds_config.OFFLOADED_FROM.items():
+        if stage < lowest:
+            zero.pop(key, None)
     micro, times = job.micro_batch, job.accumulation
     while True:
         sizes = {"train_micro_batch_size_per_gpu": micro, "gradient_accumulation_steps": times}
@@ -171,7 +206,16 @@ def _choice(job: Job, stage: int, placement: str) -> Choice:
             break
         micro, times = micro // 2, times * 2
     hours = sum(phase.seconds for phase in phases) * own.ranks / 3600
-    return Choice(stage=stage, placement=placement, micro_batch=micro, peak=peak, fits=fits, hours=hours)
+    return Choice(
+        stage=stage,
+        placement=placement,
+        micro_batch=micro,
+        recomputes=ds_config.recomputes(own.machine),
+        offloads=own.offloads,
+        peak=peak,
+        fits=fits,
+        hours=hours,
+    )
 
 
 def _warnings(plan: Plan) -> Iterator[str]:
@@ -180,7 +224,10 @@ def _warnings(plan: Plan) -> Iterator[str]:
     if not plan.fits:
         does = "nor does any other choice below"
         if best.fits:
-            does = f"ZeRO {best.stage}, the teacher {best.placement} and a micro batch of {best.micro_batch} do"
+            means = ["activation_checkpointing"] * (best.recomputes and not ds_config.recomputes(job.machine))
+            means += ["offload_optimizer"] * (best.offloads and not job.offloads)
+            added = f", with {' and '.join(means)}, do" if means else " do"
+            does = f"ZeRO {best.stage}, the teacher {best.placement} and a micro batch of {best.micro_batch}{added}"
         needed, has = plan.peak / 2**30, device.memory / 2**30
         yield f"does not fit: {needed:.1f} of {has:.1f} GiB per rank; {does}"
     if job.tokens < ENOUGH_TOKENS and job.ranks > 1 and job.stage == 3 and not device.keeps_freed:
@@ -195,7 +242,10 @@ def _warnings(plan: Plan) -> Iterator[str]:
     target = plan.phases[-1].widths
     uneven = [f"{name} {size}" for name, size in (("hidden", target.hidden), ("ffn", target.ffn)) if size % TILE]
     if uneven and not device.keeps_freed and target != job.student_plan.full:
-        yield f"{' and '.join(uneven)} of the student: multiples of {TILE} keep tensor cores busy"
+        yield (
+            f"{' and '.join(uneven)} of the student: multiples of {TILE} keep tensor cores busy; the nearest shape of "
+            f"them is {_even(job, target)}"
+        )
     last = job.flop_parts(target)
     if last["teacher"] > sum(last.values()) / 2:
         yield f"at the end {last['teacher'] / sum(last.values()):.0%} of the work is the teacher's forward pass"
@@ -208,6 +258,17 @@ def _warnings(plan: Plan) -> Iterator[str]:
         yield "the second descent, from the assistant, is not part of this plan"
     if plan.simulated:
         yield f"simulated: nothing of this was measured on {job.ranks:,} ranks"
+
+
+def _even(job: Job, target: Widths) -> str:
+    """The nearest shape that the teacher can be cut to with widths in multiples of TILE."""
+
+    def apart(shape: tuple[int, int]) -> int:
+        return abs(shape[0] - target.hidden) + 4 * abs(shape[1] - target.heads)
+
+    hidden, heads = min((shape for shape in legal_shapes(job.plan) if shape[0] % TILE == 0), key=apart, default=(0, 0))
+    ffn = min(max(TILE, round(target.ffn / TILE) * TILE), job.plan.full.ffn)
+    return f"hidden {hidden} with {heads} heads, ffn {ffn}" if hidden else f"ffn {ffn}; none has such a hidden size"
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -248,6 +309,8 @@ def _phase_json(job: Job, phase: Phase) -> dict[str, Any]:
         "first_step": phase.first,
         "last_step": phase.last,
         "widths": vars(phase.widths),
+        "zero_stage": phase.stage,
+        "recomputes": phase.recomputes,
         "parameters": phase.parameters,
         "trained_parameters": entries(job.trained(phase.widths)),
         "memory_bytes": dict(phase.footprint.items),

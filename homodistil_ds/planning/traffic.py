@@ -1,7 +1,5 @@
-"""Bytes that a rank gets from collectives in one optimizer step, by what they carry: as counted on real runs.
-
-Equal to the byte for models whose logits are made at once; where they are made in parts, what ZeRO-3 gathers again for
-the head is added up from the number of parts.
+"""Bytes that a rank gets from collectives in one optimizer step, by what they carry: what real runs count, to the byte
+(tests/integration/test_plan.py).
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
 A multiply-add is 2 FLOPs. Element-wise work (norms, activations, softmax, the losses, Adam) is left out: it falls with
 the width like attention does, and is small beside the matrices. So are the products that losses make anew: `scores`
 six of [D, L] by [L, D] for each head and layer, whose cost per token knows no length; `value_relation` and `relation`
-one and three like queries by keys, in one layer; `attention` and, in one layer, `attention_kl`, where maps are compared
-in tiles, 8 L d + 4 L d' FLOPs per token and layer for heads of d and d' neurons in student and teacher.
+one and three like queries by keys, in one layer. Maps that are made in tiles for the losses do count.
 """
 
 from __future__ import annotations
@@ -27,12 +26,14 @@ def step_flops(
     reads: Collection[str],
     teacher_reads: Collection[str] | None,
     teacher_plan: WidthPlan | None = None,
+    tiled_layers: int = 0,
 ) -> float:
     """FLOPs per token of one step with a student of these physical widths.
 
     `reads` and `teacher_reads` name what the losses read of each model: logits, hidden, attention, embedding.
     `teacher_reads` is None for training without a teacher; a teacher has the full widths of `teacher_plan`, which is
-    the student's unless it has more layers. `predicted_share` is the share of the tokens whose logits are computed.
+    the student's unless it has more layers. `predicted_share` is the share of the tokens whose logits are computed,
+    `tiled_layers` how often attention maps of a layer are made in tiles.
     """
     parts = step_parts(
         plan,
@@ -42,6 +43,7 @@ def step_flops(
         reads=reads,
         teacher_reads=teacher_reads,
         teacher_plan=teacher_plan,
+        tiled_layers=tiled_layers,
     )
     return sum(parts.values())
 
@@ -55,17 +57,19 @@ def step_parts(
     reads: Collection[str],
     teacher_reads: Collection[str] | None,
     teacher_plan: WidthPlan | None = None,
+    tiled_layers: int = 0,
 ) -> Mapping[str, float]:
-    """The terms of `step_flops`: teacher, body, head and projections.
+    """The terms of `step_flops`: teacher, body, head, projections and maps.
 
-    Losses on whole attention maps add no matrix work: the maps are a by-product of the forward pass. What tiles of them
-    add is left out. The projections lift the student's own states, so their backward pass makes two products, as a
-    layer's does. Logits in parts ("predicted") are made once more for the backward pass, by both heads.
+    Losses on whole attention maps add no matrix work: the maps are a by-product of the forward pass. In tiles they are
+    made for the losses, and once more for the backward pass, by both models. The projections lift the student's own
+    states, so their backward pass makes two products, as a layer's does. Logits in parts ("predicted") are made once
+    more for the backward pass, by both heads.
     """
+    its = teacher_plan or plan
     head_share = predicted_share * _speaks(reads)
     teacher = 0.0
     if teacher_reads is not None:
-        its = teacher_plan or plan
         teacher_share = predicted_share * _speaks(teacher_reads)
         heads = 2 * FORWARD if "predicted" in teacher_reads else FORWARD
         teacher = FORWARD * body_flops(its, its.full, sequence_length, predicted_share)
@@ -75,7 +79,15 @@ def step_parts(
         "body": FORWARD_AND_BACKWARD * body_flops(plan, student, sequence_length, predicted_share),
         "head": (FORWARD_AND_BACKWARD + ("predicted" in reads)) * head_share * head_flops(plan, student),
         "projections": FORWARD_AND_BACKWARD * projection_flops(plan, student, reads, sequence_length, predicted_share),
+        "maps": tiled_layers * sequence_length * _in_maps(student, its.full),
     }
+
+
+def _in_maps(student: Widths, teacher: Widths) -> int:
+    """FLOPs of one number of every head's map: made twice by both models, two products of a backward pass."""
+    own, shown = 2 * student.head_size, 2 * teacher.head_size
+    # Of the teacher's heads those alone that the student's are compared with.
+    return student.heads * ((1 + FORWARD_AND_BACKWARD) * own + 2 * FORWARD * shown)
 
 
 def _speaks(reads: Collection[str]) -> bool:

@@ -52,6 +52,7 @@ FIXED = {
 }
 
 OLD_OFFLOAD = {"cpu_offload": "offload_optimizer", "cpu_offload_params": "offload_param"}  # DeepSpeed still reads them
+OFFLOADED_FROM = {"offload_optimizer": 1, "offload_param": 3}  # the lowest ZeRO stage of each
 HALF = ("float16", "torch.float16", "fp16", "half", "torch.half")  # as torch_autocast.dtype may spell it
 
 
@@ -144,7 +145,7 @@ def _check_offload(values: dict[str, Any], path: Path) -> None:
             raise HomodistilError(
                 "CFG-REFUSED-KEY", f"{path}: zero_optimization.{key}", f'Use "{now}": {{"device": "cpu"}}.'
             )
-    for key, lowest in (("offload_optimizer", 1), ("offload_param", 3)):
+    for key, lowest in OFFLOADED_FROM.items():
         block = zero.get(key)
         if block is None or block == {"device": "none"}:
             continue

@@ -133,6 +133,12 @@ def too_large_for_any_machine_here(inputs: Inputs) -> tuple[list[str], list[str]
     return inputs.flags("--teacher", str(folder)), ["GiB per rank", "tools/plan.py"]
 
 
+def too_many_tokens_at_a_time(inputs: Inputs) -> tuple[list[str], list[str]]:
+    """The weights would fit."""
+    machine = {"train_micro_batch_size_per_gpu": 2**20}
+    return inputs.flags("--global_batch_size", str(2**20), machine=machine), ["GiB per rank", "activations"]
+
+
 def family_that_grows(inputs: Inputs) -> tuple[list[str], list[str]]:
     return without_sizes(inputs, "--family", "0.25,0.5"), ["--family 0.25,0.5 does not fall", "largest first"]
 
@@ -340,6 +346,7 @@ CASES: dict[Case, str] = {
     heads_that_do_not_divide: "CFG-WIDTH",
     wider_than_the_teacher: "CFG-WIDTH",
     too_large_for_any_machine_here: "CFG-MEMORY",
+    too_many_tokens_at_a_time: "CFG-MEMORY",
     family_that_grows: "CFG-SCALE",
     family_outside_0_and_1: "CFG-SCALE",
     family_that_no_shape_meets: "CFG-SCALE",

@@ -71,8 +71,10 @@ def test_half_precision_leaves_rotary_frequencies_exact(two: Results, stage: int
 
 @pytest.mark.parametrize("ranks", [1, 4])
 def test_other_numbers_of_ranks_change_nothing(values: dict[str, Any], two: Results, folder: Path, ranks: int) -> None:
-    cases = {"parts": {"machine": machine(2), "most_entries": FEW}}
-    alike(work(ranks, "resume", folder / str(ranks), config=values, cases=cases)["parts"], two["whole 0"])
+    cases = {str(stage): {"machine": machine(stage), "most_entries": FEW} for stage in STAGES}
+    found = work(ranks, "resume", folder / str(ranks), config=values, cases=cases)
+    for stage in STAGES:
+        alike(found[str(stage)], two["whole 0"])
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -89,7 +91,7 @@ def distilled(teacher: Path, corpus: Path, machine: Path, run_dir: Path) -> Path
     return succeeded(run([sys.executable, str(TRAIN), *arguments]), run_dir)
 
 
-@pytest.mark.parametrize("variant", ["gemma", "gpt2"])
+@pytest.mark.parametrize("variant", ["gemma", "gpt2", "mistral", "opt", "qwen3"])
 def test_the_command_leaves_a_student_that_transformers_loads(
     variant: str, tiny_corpus: Path, fp32_config: Path, tmp_path: Path
 ) -> None:

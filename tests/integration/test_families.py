@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from family_models import save_teacher
+from family_models import VARIANTS, save_teacher
 from tiny_run import WORDS
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
@@ -18,13 +18,13 @@ from integration.processes import TRAIN, run, work
 from integration.test_resume import alike, config, machine, step
 
 
-@pytest.mark.parametrize("variant", ["roberta", "distilbert", "electra-narrow", "modernbert"])
+@pytest.mark.parametrize("variant", ["roberta", "distilbert", "electra-narrow", "modernbert", "deberta-v2-relative"])
 def test_the_command_leaves_a_student_that_transformers_loads(
     variant: str, tiny_corpus: Path, fp32_config: Path, tmp_path: Path
 ) -> None:
     """BERT has its own tests; the ELECTRA that shares its embedding axis with the states runs as BERT does."""
     teacher = save_teacher(variant, WORDS, tmp_path / "teacher")
-    run_dir, head_size = tmp_path / "run", 8 if variant == "modernbert" else 6
+    run_dir, head_size = tmp_path / "run", 8 if variant in ("modernbert", "deberta-v2-relative") else 6
     arguments = ["--deepspeed_config", str(fp32_config), "--teacher", str(teacher), "--corpus", str(tiny_corpus)]
     arguments += ["--steps", "10", "--global_batch_size", "8", "--sequence_length", "32", "--held_out_sequences", "16"]
     arguments += ["--student.hidden_size", str(3 * head_size), "--student.intermediate_size", "24"]
@@ -33,7 +33,7 @@ def test_the_command_leaves_a_student_that_transformers_loads(
     student, info = AutoModelForMaskedLM.from_pretrained(run_dir / "student", output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
-    assert student.config.model_type == variant.partition("-")[0]
+    assert student.config.model_type == VARIANTS[variant][0]
     full = plan_for(student.config).full
     assert (full.hidden, full.ffn, full.heads, full.head_size) == (3 * head_size, 24, 3, head_size)
     ids = AutoTokenizer.from_pretrained(run_dir / "student")("ban bas dot", return_tensors="pt")["input_ids"]

@@ -8,8 +8,9 @@ from typing import Any
 
 import plan_memory
 import pytest
+from family_models import save_teacher
 from plan_memory import BESIDE, CASES, measure
-from tiny_run import write_corpus, write_teacher
+from tiny_run import WORDS, write_corpus, write_teacher
 
 from homodistil_ds.config import load_run_config
 from homodistil_ds.machine import Machine
@@ -41,11 +42,26 @@ TRAFFIC["zero3-let-go"]["machine"]["zero_optimization"] |= {
 }
 
 
+# A decoder with a vocabulary head of its own, logits in parts; layers run once more.
+DECODER: dict[str, Any] = {"loss": {"mlm": 0.5, "hidden": 1.0, "attention": 0.0}, "most_entries": 500}
+RECOMPUTED: dict[str, Any] = {"activation_checkpointing": {}}
+WITHOUT_MAPS = {"attention": 0.0}
+TRAFFIC |= {
+    "decoder-zero2": DECODER | {"machine": machine(2), "placement": "zero3"},
+    "recomputed-zero2": {"machine": machine(2) | RECOMPUTED, "placement": "replicated"},
+    "decoder-zero3": DECODER | {"machine": machine(3), "placement": "zero3"},
+    "recomputed-zero3": {"machine": machine(3) | RECOMPUTED, "placement": "zero3", "loss": WITHOUT_MAPS},
+    "decoder-recomputed-zero3": DECODER | {"machine": machine(3) | RECOMPUTED, "placement": "zero3"},
+}
+
+
 @pytest.fixture(scope="module")
 def counted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("traffic")
     teacher, corpus = write_teacher(folder / "teacher"), write_corpus(folder / "words.txt")
-    return work(RANKS, "planned_traffic", folder / "out", teacher=teacher, corpus=corpus, cases=TRAFFIC)
+    decoder = save_teacher("llama", WORDS, folder / "decoder")
+    cases = {name: case | ({"teacher": decoder} if "most_entries" in case else {}) for name, case in TRAFFIC.items()}
+    return work(RANKS, "planned_traffic", folder / "out", teacher=teacher, corpus=corpus, cases=cases)
 
 
 @pytest.mark.parametrize("case", TRAFFIC)

@@ -94,7 +94,7 @@ def too_few_pieces(folder: Path) -> None:
         (truncated, "DATA-CORRUPT", "model.safetensors"),
         (pickle_only, "DATA-PICKLE", ".bin"),
         (other_family, "CFG-FAMILY", "bloom"),
-        (unknown_type, "DATA-TEACHER", "no_such_type"),
+        (unknown_type, "CFG-FAMILY", "no_such_type"),
         (own_code, "DATA-CODE", "code of its own"),
         (one_layer_more, "DATA-TEACHER", "bert.encoder.layer.2."),
         (no_head, "DATA-NO-HEAD", "cls.predictions"),

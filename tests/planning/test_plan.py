@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from family_models import MASKED, VARIANTS, tiny_model
+from family_models import MASKED, SIZES, VARIANTS, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import BertConfig, LlamaConfig, T5Config
+from transformers import BertConfig, GPT2Config, LlamaConfig, PreTrainedModel, T5Config
 
 from homodistil_ds.config import PruningConfig, RunConfig, StudentConfig
+from homodistil_ds.distillation import vocabulary
+from homodistil_ds.distillation.attention_maps import SHORTEST
 from homodistil_ds.distillation.losses import Inputs
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.machine import Machine
@@ -58,33 +60,25 @@ def job(
 COUNTED = [name for name in VARIANTS if name not in ("t5", "t5-1.1")]
 
 
-@pytest.mark.parametrize("variant", COUNTED)
-def test_planned_flops_are_those_that_torch_counts_in_a_step_with_its_losses(variant: str, tmp_path: Path) -> None:
-    model = tiny_model(variant)
-    model.config.save_pretrained(tmp_path)
-    preset = PRESETS["demo" if variant in MASKED else "homodistil"]()
-    config = replace(
-        preset,
-        teacher=str(tmp_path),
-        student=StudentConfig(),
-        global_batch_size=8,
-        sequence_length=32,
-    )
+def flops_of_a_step(model: PreTrainedModel, other: PreTrainedModel, config: RunConfig) -> tuple[float, float]:
+    """Planned, and counted by torch in a step with its losses; `other` becomes a student of the teacher's size."""
+    model.config.save_pretrained(config.teacher)
     planned = job(config, machine(2, micro=8), ranks=1)
-    objective, family = planned.objective, planned.plan.family
+    objective, family, full = planned.objective, planned.plan.family, planned.plan.full
     teacher = Teacher(model, family, objective.teacher_reads())
-    student = Student(tiny_model(variant).requires_grad_(True), family, objective.student_reads(), teacher_hidden=32)
+    student = Student(
+        other.requires_grad_(True), family, objective.student_reads(), teacher_hidden=planned.plan.full.hidden
+    )
     for each in (teacher.model, student.model):
         each.set_attn_implementation("eager")  # the counter does not look into every fused kernel
-    ids = torch.randint(5, 180, (8, 32))
-    positions = torch.arange(round(32 * planned.predicted_share)).expand(8, -1)
-    heads = [torch.arange(4)] * 2
+    ids = torch.randint(5, 180, (8, config.sequence_length))
+    positions = torch.arange(round(config.sequence_length * planned.predicted_share)).expand(8, -1)
+    heads = [torch.arange(full.heads)] * planned.plan.layers
     counter = FlopCounterMode(display=False)
     with counter:
         with torch.no_grad():
             taught = headed(teacher, teacher(ids, positions, reads=objective.teacher_reads()))
-        own = headed(student, student(ids, positions))
-        labels = ids[:, : positions.shape[1]]
+        own, labels = headed(student, student(ids, positions)), ids[:, : positions.shape[1]]
         total, _ = objective(
             Inputs(
                 student=own,
@@ -96,9 +90,36 @@ def test_planned_flops_are_those_that_torch_counts_in_a_step_with_its_losses(var
             )
         )
         total.backward()
-    found = planned.tokens * planned.flops(planned.student_plan.full)
+    return planned.tokens * planned.flops(planned.student_plan.full), counter.get_total_flops()
+
+
+@pytest.mark.parametrize("variant", COUNTED)
+def test_planned_flops_are_those_that_torch_counts_in_a_step_with_its_losses(variant: str, tmp_path: Path) -> None:
+    preset = PRESETS["demo" if variant in MASKED else "homodistil"]()
+    changed = {"teacher": str(tmp_path), "student": StudentConfig(), "global_batch_size": 8, "sequence_length": 32}
+    planned, counted = flops_of_a_step(tiny_model(variant), tiny_model(variant), replace(preset, **changed))
     # DeBERTa makes keys and queries of its table of positions once for a micro batch, however small.
-    assert found == pytest.approx(counter.get_total_flops(), rel=0.1 if variant.startswith("deberta-v2-") else 0.01)
+    assert planned == pytest.approx(counted, rel=0.1 if variant.startswith("deberta-v2-") else 0.01)
+
+
+@pytest.mark.parametrize(("variant", "preset"), [("bert", "demo"), ("gpt2", "homodistil"), ("llama", "logit")])
+def test_products_that_are_made_twice_to_save_memory_are_counted(
+    variant: str, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits in parts, and attention maps in tiles."""
+    monkeypatch.setattr(vocabulary, "MOST_ENTRIES", 20_000)
+    sizes = SIZES | {"position": SHORTEST}
+    loss = replace(PRESETS[preset]().loss, attention=float(variant != "llama"))
+    config = replace(
+        PRESETS[preset](),
+        teacher=str(tmp_path),
+        student=StudentConfig(),
+        global_batch_size=8,
+        sequence_length=SHORTEST,
+        loss=loss,
+    )
+    planned, counted = flops_of_a_step(tiny_model(variant, sizes), tiny_model(variant, sizes), config)
+    assert planned == pytest.approx(counted, rel=0.01)
 
 
 def test_phases_cover_the_run_and_shrink(tmp_path: Path) -> None:
@@ -135,6 +156,16 @@ def test_bytes_of_weights_masters_and_moments_are_exact(tmp_path: Path) -> None:
     found = footprint(offloaded, offloaded.student_plan.full)
     assert found.items["optimizer"] == 0
     assert found.host == 16 * size // 8
+
+
+def test_weights_in_host_memory_are_none_of_the_gpus(tmp_path: Path) -> None:
+    config, host = llama_7b(tmp_path), {"device": "cpu"}
+    whole = job(config, machine(3, offload_optimizer=host), placement="zero3")
+    away = job(config, machine(3, offload_optimizer=host, offload_param=host), placement="zero3")
+    kept, left = (footprint(own, own.student_plan.full) for own in (whole, away))
+    own = 2 * 6_738_415_616 // 8
+    assert kept.items["student"] - left.items["student"] == own
+    assert left.host - kept.host == own
 
 
 def test_of_two_stacks_each_counts_with_what_it_reads(tmp_path: Path) -> None:
@@ -187,6 +218,30 @@ def test_it_says_what_would_fit_where_the_run_does_not(tmp_path: Path) -> None:
     )
     assert again.fits
     assert again.peak == chosen.peak
+
+
+def test_means_that_take_time_are_named_where_nothing_else_fits(tmp_path: Path) -> None:
+    one = plan_of(job(llama_7b(tmp_path), machine(1, micro=2), ranks=1))
+    assert not one.fits
+    assert one.choices[0].fits
+    assert (one.choices[0].recomputes, one.choices[0].offloads) == (True, True)
+    assert "with activation_checkpointing and offload_optimizer, do" in one.warnings[0]
+    eight = plan_of(job(llama_7b(tmp_path), machine(1)))
+    assert not any(choice.offloads for choice in eight.choices)
+
+
+def test_uneven_widths_are_told_with_the_nearest_even_shape(tmp_path: Path) -> None:
+    student = StudentConfig(hidden_size=250, intermediate_size=1000, num_attention_heads=10)
+    plan = plan_of(job(replace(bert_base(tmp_path), student=student), machine(1)))
+    assert any("hidden 256 with 8 heads, ffn 1024" in warning for warning in plan.warnings)
+
+
+def test_fused_matrices_are_not_planned_in_pieces(tmp_path: Path) -> None:
+    GPT2Config().save_pretrained(tmp_path)
+    config = replace(PRESETS["logit"](), teacher=str(tmp_path), sequence_length=1024)
+    assert job(config, machine(2)).placement == "replicated"
+    with pytest.raises(HomodistilError, match="fused"):
+        job(config, machine(2), placement="zero3")
 
 
 def test_long_rows_of_attention_maps_are_not_held(tmp_path: Path) -> None:

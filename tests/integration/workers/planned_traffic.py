@@ -10,7 +10,8 @@ from typing import Any
 from counting import Counting
 from plan_memory_run import leave
 
-from homodistil_ds.config import PruningConfig, RunConfig, StudentConfig
+from homodistil_ds.config import LossConfig, PruningConfig, RunConfig, StudentConfig
+from homodistil_ds.distillation import vocabulary
 from homodistil_ds.machine import Machine
 from homodistil_ds.methods import homodistil
 from homodistil_ds.planning.devices import this_cpu
@@ -25,7 +26,7 @@ STEPS = 6
 
 def one_case(settings: dict[str, Any], name: str, case: dict[str, Any]) -> dict[str, Any]:
     config = RunConfig(
-        teacher=settings["teacher"],
+        teacher=case.get("teacher", settings["teacher"]),
         corpus=(settings["corpus"],),
         output_dir=str(Path(settings["out"], name)),
         steps=STEPS,
@@ -37,7 +38,9 @@ def one_case(settings: dict[str, Any], name: str, case: dict[str, Any]) -> dict[
         cuts=1,
         student=StudentConfig(hidden_size=16, intermediate_size=24, num_attention_heads=2),
         pruning=PruningConfig(interval=1, end=0.5),
+        loss=LossConfig(**case.get("loss", {})),
     )
+    most_entries, vocabulary.MOST_ENTRIES = vocabulary.MOST_ENTRIES, case.get("most_entries", vocabulary.MOST_ENTRIES)
     machine = Machine(ds_config=case["machine"], teacher_placement=case["placement"])
     job = job_of(config, machine, nodes=1, ranks_per_node=ranks.world_size(), device=this_cpu())
     steps = {}
@@ -55,6 +58,7 @@ def one_case(settings: dict[str, Any], name: str, case: dict[str, Any]) -> dict[
     phases = [
         {"first": phase.first, "last": phase.last, "traffic": dict(phase.traffic)} for phase in plan_of(job).phases
     ]
+    vocabulary.MOST_ENTRIES = most_entries
     return {"counted": steps, "phases": phases, "end": job.schedule.end}
 
 
