@@ -88,6 +88,7 @@ LARGE = Case(
 CASES = (
     *(Case(model="bert", stage=stage, ranks=ranks) for stage in range(4) for ranks in (1, 2)),
     Case(model="bert-long", stage=2, ranks=1, micro_batch=4, sequence_length=256),
+    Case(model="bert-relations", stage=2, ranks=1, micro_batch=4, sequence_length=256),
     Case(model="t5", stage=2, ranks=1),
     *(Case(model="llama", stage=stage, ranks=ranks) for stage, ranks in ((1, 2), (2, 1), (3, 2))),
 )
@@ -118,10 +119,14 @@ def llama_1b3(vocabulary: int) -> LlamaForCausalLM:
 MODELS = {
     "bert": (bert, "demo"),
     "bert-long": (bert, "demo"),
+    "bert-relations": (bert, "minilmv2"),
     "llama": (llama, "homodistil"),
     "t5": (t5, "homodistil"),
     "llama-1b3": (llama_1b3, "logit"),
 }
+
+
+TEACHERS = {"bert-long": "bert", "bert-relations": "bert"}  # of the same folder
 
 
 def tokenizer_for(name: str) -> PreTrainedTokenizerBase:
@@ -147,7 +152,7 @@ def write_teacher(name: str, folder: Path) -> Path:
 
 def measure(case: Case, folder: Path) -> dict[str, Any]:
     """Planned and measured bytes of one run, in processes of its own."""
-    teacher = write_teacher(case.model, folder / "teachers" / case.model.removesuffix("-long"))
+    teacher = write_teacher(case.model, folder / "teachers" / TEACHERS.get(case.model, case.model))
     out = folder / case.name
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
@@ -183,9 +188,15 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
 
 
 def line(row: dict[str, Any]) -> str:
-    planned, measured, framework = (f"{row[name] / 2**20:,.0f}" for name in ("planned", "measured", "framework"))
+    planned, measured, framework = (mib(row[name]) for name in ("planned", "measured", "framework"))
+    around = [f"{mib(row[name]['planned'])} / {mib(row[name]['measured'])}" for name in ("start", "end")]
     times = [f"{step['planned']:.2f} / {step['measured']:.2f}" for step in row["step_seconds"]]
-    return f"| {row['case']} | {framework} | {planned} | {measured} | {row['off_by']:+.1%} | {', '.join(times)} |"
+    cells = [row["case"], framework, planned, measured, f"{row['off_by']:+.1%}", *around, ", ".join(times)]
+    return f"| {' | '.join(cells)} |"
+
+
+def mib(size: int) -> str:
+    return f"{size / 2**20:,.0f}"
 
 
 def main() -> None:
@@ -194,7 +205,8 @@ def main() -> None:
     flags.add_argument("--only", nargs="+", choices=[case.name for case in (*CASES, LARGE)])
     given = flags.parse_args()
     heads = "model-stage-ranks | process without a model, MiB | planned | measured | off by"
-    print(f"| {heads} | s per step between cuts, planned / measured |\n|:--|--:|--:|--:|--:|:--|")
+    heads += " | start, planned / measured | end | s per step between cuts"
+    print(f"| {heads} |\n|:--|--:|--:|--:|--:|--:|--:|:--|")
     rows = []
     chosen = [case for case in (*CASES, LARGE) if case.name in given.only] if given.only else CASES
     for case in chosen:

@@ -1,7 +1,4 @@
-"""One run of plan_memory.py: plans itself, trains, and writes what was planned and measured. Runs under torchrun.
-
-It ends with the training loop: what a run does with its student afterwards is not what was planned.
-"""
+"""One run of plan_memory.py: plans itself, trains, and writes what was planned and measured. Runs under torchrun."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ from homodistil_ds.methods.setting import Setting
 from homodistil_ds.planning.devices import this_cpu
 from homodistil_ds.planning.job import job_of
 from homodistil_ds.planning.plan import Plan, plan_of
-from homodistil_ds.runtime import engine, exit_reason, launch, ranks
+from homodistil_ds.runtime import engine, exit_reason, launch, memory, ranks
 from homodistil_ds.stage import Stage
 
 
@@ -47,6 +44,25 @@ def timed(stage: type[Stage]) -> list[float]:
     return seconds
 
 
+def peaks_before_the_loop() -> list[int]:
+    """Where the most will be that this process held from now on until its loop began."""
+    peaks: list[int] = []
+    forget = memory.forget_peak
+    forget()
+
+    def noted() -> None:
+        peaks.append(memory.peak_bytes())
+        forget()
+
+    memory.forget_peak = noted
+    return peaks
+
+
+def most(peak: int) -> int:
+    """Of all ranks."""
+    return -ranks.smallest(-peak)
+
+
 def per_step(plan: Plan, seconds: Sequence[float]) -> list[dict[str, float]]:
     """Of every phase, without its first step, in which engines and kernels are set up."""
     return [
@@ -62,18 +78,23 @@ def main() -> None:
     with methods.process_group(config.method):
         plan = plan_of(job_of(config, machine, nodes=1, ranks_per_node=ranks.world_size(), device=this_cpu()))
 
-        seconds = timed(Stage)
+        seconds, starts = timed(Stage), peaks_before_the_loop()
+        finish = homodistil.finish
 
         def ended(setting: Setting, stage: Stage) -> None:
+            loop = stage.peak_bytes
+            memory.forget_peak()
+            finish(setting, stage)
             found = {
                 "planned": max(phase.footprint.peak for phase in plan.phases),
-                "measured": stage.peak_bytes,
+                "measured": loop,
+                "start": {"planned": plan.start_peak, "measured": most(starts[0])},
+                "end": {"planned": plan.end_peak, "measured": most(memory.peak_bytes())},
                 "framework": plan.job.device.framework,
                 "items": dict(plan.phases[0].footprint.items),
                 "step_seconds": per_step(plan, seconds),
             }
             ranks.on_first(lambda: Path(result).write_text(json.dumps(found), encoding="utf-8"))
-            leave(setting, stage)
 
         homodistil.finish = ended
         methods.run_method(config, machine, "")
