@@ -3,6 +3,7 @@
     python benchmarks/minidisc.py --output_dir runs/minidisc --teacher T --corpus enwiki.train.txt.xz --data glue/
     python benchmarks/minidisc.py --output_dir runs/minidisc ... --parts tasks         # a part of it
     python benchmarks/minidisc.py --output_dir runs/minidisc --table                   # what there is so far
+    python benchmarks/minidisc.py --output_dir elsewhere ... --known minidisc.json     # without what that file has
 
 Every cell is a run directory made by the real commands, one process with one thread each, --jobs at a time; what is
 complete is not repeated. A trial leaves a student of every scale; each of them but the last then teaches the targets
@@ -41,7 +42,7 @@ from homodistil_ds.models.families import plan_for
 from homodistil_ds.models.loading import folder_of
 
 PARTS = ("tasks", "text", "text_on_tasks", "cost")
-FIXED = ("teacher", "corpus", "data", "scales", "targets", "epochs", "learning_rate", "text_steps", "text_rate")
+FIXED = ("teacher", "corpus", "scales", "targets", "epochs", "learning_rate", "text_steps", "text_rate")
 FIXED += ("batch", "sequence_length", "held_out_sequences")
 FORM = 2  # of the comparison itself: the cells of another one do not fit beside its own
 
@@ -49,12 +50,12 @@ FORM = 2  # of the comparison itself: the cells of another one do not fit beside
 def main() -> None:
     given = flags().parse_args()
     given.output_dir.mkdir(parents=True, exist_ok=True)
-    if not given.table:
-        bench = Bench(given)
-        bench.check_same()
-        for part in given.parts:
-            getattr(bench, part)()
-    print(minidisc_table.write(given.output_dir))
+    known = minidisc_table.known_from(given.known)
+    bench = Bench(given, known)
+    bench.check_same()
+    for part in () if given.table else given.parts:
+        getattr(bench, part)()
+    print(minidisc_table.write(given.output_dir, known))
 
 
 def flags() -> argparse.ArgumentParser:
@@ -77,6 +78,7 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument("--held_out_sequences", type=int, default=128)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one process with one thread each")
     parser.add_argument("--deepspeed_config", default=str(ROOT / "ds_configs" / "zero2.json"))
+    parser.add_argument("--known", type=Path, help="a minidisc.json of the same comparison, not to be measured again")
     parser.add_argument("--table", action="store_true", help="run nothing, write the tables of what there is")
     return parser
 
@@ -84,8 +86,9 @@ def flags() -> argparse.ArgumentParser:
 class Bench:
     """The parts of the comparison, each a set of cells of one folder."""
 
-    def __init__(self, given: argparse.Namespace) -> None:
+    def __init__(self, given: argparse.Namespace, known: minidisc_table.Known) -> None:
         self.given = given
+        self.known = known
         self.folder: Path = given.output_dir
         self.cells = Cells(given, plan_for(AutoConfig.from_pretrained(folder_of(given.teacher))))
         self.targets = scales_text(given.targets)
@@ -94,15 +97,22 @@ class Bench:
     def check_same(self) -> None:
         path = self.folder / "settings.json"
         own: dict[str, Any] = {name: getattr(self.given, name) for name in FIXED} | {"form": FORM}
-        if path.exists() and (before := json.loads(path.read_text())) != own:
-            changed = [name for name in own if own[name] != before.get(name)]
-            raise SystemExit(f"{self.folder} holds another comparison, of other {changed}. Use another --output_dir.")
+        own["corpus"] = [Path(source).name for source in own["corpus"]]  # they lie elsewhere on another machine
+        others = [json.loads(path.read_text())] if path.exists() else []
+        for before in [*others, *([self.known["settings"]] if self.known else [])]:
+            if changed := [name for name in own if own[name] != before.get(name)]:
+                raise SystemExit(f"{self.folder} or --known is of another comparison, of other {changed}.")
         path.write_text(json.dumps(own, indent=1) + "\n")
 
     def tasks(self) -> None:
         self.each(self.given.tasks, self.make_task_teacher)
-        cells = list(itertools.product(self.given.tasks, self.given.seeds))
+        cells = [
+            cell for cell in itertools.product(self.given.tasks, self.given.seeds) if not self.knows("tasks", *cell)
+        ]
         self.each(cells, lambda cell: self.on_task(*cell))
+
+    def knows(self, part: str, name: str, seed: int) -> bool:
+        return any((row["name"], row["seed"]) == (name, seed) for row in self.known.get(part, ()))
 
     def task_teacher(self, task: str) -> str:
         """The folder of the teacher that has learnt a task."""
@@ -152,12 +162,13 @@ class Bench:
     def text(self) -> None:
         """The same on the path of one homotopic descent, and the smallest target alone, for the family's cost."""
         prepare_corpus(self.given, self.given.teacher)
-        self.each(self.given.seeds, lambda seed: self.distil("trial", self.family, seed))
+        seeds = [seed for seed in self.given.seeds if not self.knows("text", "text", seed)]
+        self.each(seeds, lambda seed: self.distil("trial", self.family, seed))
         direct = [("direct", self.targets, 1, None), ("direct-twice", self.targets, 2, None)]
         taught = [(f"assistant-{scale:g}", below, 1, scale) for scale, below in self.assistants()]
-        cells = itertools.product([*direct, *taught], self.given.seeds)
+        cells = itertools.product([*direct, *taught], seeds)
         self.each(cells, lambda cell: self.distil(cell[0][0], cell[0][1], cell[1], cell[0][2], cell[0][3]))
-        self.each(self.given.seeds, self.alone)
+        self.each(seeds, self.alone)
 
     def alone(self, seed: int) -> None:
         """The smallest student of the trial by itself, at the very shape that it has there."""
@@ -203,6 +214,8 @@ class Bench:
         last = target == self.given.targets[-1]
         own = self.folder / "text" / str(self.given.seeds[0]) / arm
         folder = self.folder / "text_on_tasks" / f"{arm}-at-{target:g}"
+        if task in self.known.get("text_on_tasks", {}).get(folder.name, {}):
+            return
         model = own / "student" if last else own / "students" / f"{target:g}"
         self.cells.learn(folder, str(model), task, "finetune", self.given.seeds, SHARES.get(task, 1.0))
 

@@ -40,6 +40,11 @@ class Setting:
     scores: Mapping[str, Mapping[float, float]]
     seconds: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def arms(self) -> list[str]:
+        """Of every setting: direct distillation, and each member but the last as an assistant."""
+        return ["direct", *(f"{ASSISTANT}{scale:g}" for scale in self.scales[:-1])]
+
     def choice(self, weight: float, target: float) -> float:
         """The scale that (M2) takes above a target."""
         above = [place for place, scale in enumerate(self.scales) if scale > target]
@@ -65,26 +70,49 @@ class Setting:
         return max(found) - self.better * self.scores[f"{ASSISTANT}{scale:g}"][target]
 
 
-def write(folder: Path) -> str:
-    """minidisc.md and minidisc.json; returns the page."""
-    on_tasks, text = read(folder / "tasks", 1), read(folder / "text", -1)
-    learnt = {path.name: runs_of(path) for path in sorted((folder / "text_on_tasks").glob("*")) if path.is_dir()}
+Known = Mapping[str, Any]  # what a minidisc.json holds
+
+
+def known_from(path: Path | None) -> Known:
+    return json.loads(path.read_text(encoding="utf-8")) if path else {}
+
+
+def write(folder: Path, known: Known) -> str:
+    """minidisc.md and minidisc.json of what is in a folder and of what is known besides; returns the page."""
+    on_tasks = together(known.get("tasks", ()), read(folder / "tasks", 1))
+    text = together(known.get("text", ()), read(folder / "text", -1))
+    learnt = {name: dict(runs) for name, runs in known.get("text_on_tasks", {}).items()}
+    for path in sorted(path for path in (folder / "text_on_tasks").glob("*") if path.is_dir()):
+        learnt[path.name] = learnt.get(path.name, {}) | runs_of(path)
     cost = folder / "cost.json"
-    measured = json.loads(cost.read_text(encoding="utf-8")) if cost.exists() else None
+    measured = json.loads(cost.read_text(encoding="utf-8")) if cost.exists() else known.get("cost")
     parts = [arms_table(on_tasks), choices_table(on_tasks), arms_table(text), choices_table(text)]
     parts += [family_table(text), learnt_table(learnt), cost_table(measured) if measured else ""]
     page = "\n\n".join(part for part in parts if part) + "\n"
-    facts = {"tasks": [vars(own) for own in on_tasks], "text": [vars(own) for own in text], "text_on_tasks": learnt}
+    facts = {"settings": json.loads((folder / "settings.json").read_text(encoding="utf-8"))}
+    facts |= {"tasks": [vars(own) for own in on_tasks], "text": [vars(own) for own in text], "text_on_tasks": learnt}
     (folder / "minidisc.json").write_text(json.dumps({**facts, "cost": measured}, indent=1) + "\n", encoding="utf-8")
     (folder / "minidisc.md").write_text(page, encoding="utf-8")
     return page
 
 
+def together(known: Sequence[Mapping[str, Any]], own: Sequence[Setting]) -> list[Setting]:
+    """Settings of a minidisc.json and those of a folder, which count where both have one."""
+    found = {(row["name"], row["seed"]): restored(row) for row in known} | {(one.name, one.seed): one for one in own}
+    return [found[key] for key in sorted(found)]
+
+
+def restored(row: Mapping[str, Any]) -> Setting:
+    """JSON's names are texts."""
+    scores = {arm: {float(target): value for target, value in own.items()} for arm, own in row["scores"].items()}
+    return Setting(**{**row, "scores": scores})
+
+
 def read(folder: Path, better: int) -> list[Setting]:
-    """The settings whose trial and direct distillation are complete, in <task>/<seed>/ or in <seed>/."""
+    """The settings whose runs are all complete, in <task>/<seed>/ or in <seed>/."""
     trials = sorted(folder.glob("**/trial/report.json"))
     found = [setting_of(path.parent.parent, better) for path in trials]
-    return [setting for setting in found if "direct" in setting.scores]
+    return [setting for setting in found if set(setting.arms) <= set(setting.scores)]
 
 
 def setting_of(place: Path, better: int) -> Setting:

@@ -195,15 +195,22 @@ def starting_point(preset: str | None, saved: str | None, arguments: list[str]) 
 
 
 def unnamed_run(arguments: list[str]) -> RunConfig:
-    """The demo; of a decoder with the losses of the preset `logit`, what works best on decoders."""
-    run, flags = PRESETS["demo"](), argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    """The demo; of a decoder with the losses of the preset `logit`, what works best on decoders.
+
+    Raises HomodistilError for a teacher whose configuration cannot be read.
+    """
+    run = PRESETS["demo"]()
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     flags.add_argument("--teacher", default=BUILTIN)
-    teacher = flags.parse_known_args(arguments)[0].teacher
-    # What is wrong with a teacher is told where it is loaded.
-    with contextlib.suppress(HomodistilError):
-        if teacher != BUILTIN and _language_model(teacher) == "causal":
-            return replace(run, loss=PRESETS["logit"]().loss)
-    return run
+    flags.add_argument("--method", default=run.method)
+    try:
+        given, rest = flags.parse_known_args(arguments)
+    except argparse.ArgumentError:
+        return run  # a flag without a value, which is told with all others
+    asks = {"-h", "--help"} & set(rest)
+    if asks or given.method != "homodistil" or given.teacher == BUILTIN or _language_model(given.teacher) != "causal":
+        return run
+    return replace(run, loss=PRESETS["logit"]().loss)
 
 
 def _language_model(teacher: str) -> str:

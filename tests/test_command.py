@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import BertConfig, LlamaConfig
 
-from homodistil_ds.command import parse, to_the_end
+from homodistil_ds.command import parse, to_the_end, unnamed_run
 from homodistil_ds.config import LossConfig
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.presets import PRESETS
@@ -44,9 +44,13 @@ def test_a_decoder_without_a_preset_is_taught_by_logits_alone(tmp_path: Path) ->
     assert losses("--teacher", str(tmp_path / "llama")) == PRESETS["logit"]().loss
     assert losses(f"--teacher={tmp_path / 'llama' / 'config.json'}") == PRESETS["logit"]().loss
     assert losses("--teacher", str(tmp_path / "llama"), "--loss.hidden", "1").hidden == 1
-    for others in (["--teacher", str(tmp_path / "bert")], ["--teacher", str(tmp_path / "none")], []):
+    own = ["--teacher", str(tmp_path / "llama")]
+    for others in (["--teacher", str(tmp_path / "bert")], [], ["--preset", "demo", *own]):
         assert losses(*others) == PRESETS["demo"]().loss
-    assert losses("--preset", "demo", "--teacher", str(tmp_path / "llama")) == PRESETS["demo"]().loss
+    assert unnamed_run(["--method", "pretrain", *own]) == unnamed_run(["--help", *own]) == PRESETS["demo"]()
+    assert unnamed_run([*own, "--teacher"]) == PRESETS["demo"](), "what is wrong is told with all other flags"
+    with pytest.raises(HomodistilError, match="no such folder"):
+        losses("--teacher", str(tmp_path / "none"))
 
 
 def test_a_teacher_cache_is_a_fact_of_the_machine_and_of_distillation_alone() -> None:

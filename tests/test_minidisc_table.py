@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from minidisc_table import arms_table, choices_table, family_table, read
+from minidisc_table import arms_table, choices_table, family_table, read, together
 
 from homodistil_ds.methods.assistant import choose_assistant
 from homodistil_ds.pruning.family import trade_off
@@ -91,3 +91,14 @@ def test_tables_have_a_row_for_every_target_and_the_cost_of_each_way(folder: Pat
         settings
     )
     assert family_table(settings) == ""
+
+
+def test_what_a_file_knows_stands_beside_what_a_folder_has(folder: Path) -> None:
+    settings = read(folder, 1)
+    rows = json.loads(json.dumps([vars(setting) for setting in settings]))
+    assert together(rows, []) == together([], settings) == settings
+    elsewhere = [{**row, "name": "CoLA"} for row in rows]
+    assert [(one.name, one.seed) for one in together(elsewhere, settings)] == [
+        *(("CoLA", one.seed) for one in settings),
+        *(("MRPC", one.seed) for one in settings),
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from homodistil_ds.planning.memory import check_room, job_at
 from homodistil_ds.pruning.family import Member
 from homodistil_ds.pruning.schedule import WidthSchedule
 from homodistil_ds.runtime import ds_config, launch, memory, ranks
+from homodistil_ds.runtime.checkpoint import Checkpoint
 from homodistil_ds.runtime.engine import Engine
 
 
@@ -96,7 +97,7 @@ def prepare_setting(
     found = where_to_start(config, machine.resume, say)
     way = ranks.together(lambda: descent_of(config, first, later))
     plan, student_plan = way.plan, way.student_plan
-    job, reason = _planned(config, machine, first, later, way)
+    job, reason = _planned(config, machine, first, later, way, found)
     placed = job.placement
     source, tokenizer, read = ranks.together(lambda: _load(config.teacher, head_may_be_missing, placed == "replicated"))
     given = plan.family.language_model, tokenizer, source.config, config.mask_probability, config.sequence_length
@@ -148,9 +149,15 @@ def prepare_setting(
 
 
 def _planned(
-    config: RunConfig, machine: Machine, first: dict[str, Any], later: dict[str, Any] | None, way: Descent
+    config: RunConfig,
+    machine: Machine,
+    first: dict[str, Any],
+    later: dict[str, Any] | None,
+    way: Descent,
+    found: Checkpoint | None,
 ) -> tuple[Job, str]:
-    """Where the teacher goes, the same on all ranks, with the reason; there is room for it. All ranks call it."""
+    """The run and where its teacher goes, the same on all ranks, with the reason; there is room for it from the state
+    `found` on. All ranks call it."""
     plan, trained = way.plan, count(way.student_plan, way.first_widths).with_head
     free, on_gpu = ranks.smallest(memory.available_bytes()), torch.cuda.is_available()
     world, here = ranks.world_size(), ranks.smallest(launch.ranks_here())
@@ -171,7 +178,9 @@ def _planned(
         ranks_per_node=here,
         device=this_device(),
     )
-    ranks.on_first(lambda: check_room(job, free, cached=bool(machine.teacher_cache)))
+    begun = way.first_widths if found is None else Widths(**found.state["physical"])
+    here_on = replace(job_at(job, begun), first_widths=begun, later=None, cached=bool(machine.teacher_cache))
+    ranks.on_first(lambda: check_room(here_on, free))
     return job, reason
 
 

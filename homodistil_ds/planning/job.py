@@ -50,7 +50,9 @@ class Job:
     device: Device
     gbits: float = NETWORK_GBITS
     milestones: tuple[Milestone, ...] = ()
-    """The cuts of the run, as it will place them: the same on every machine."""
+    """The cuts of the run, as it will place them: the same on every machine. None while a start is checked."""
+    cached: bool = False
+    """Whether a cache may hold all that the teacher would say."""
 
     @property
     def last_widths(self) -> Widths:
@@ -152,7 +154,7 @@ class Job:
                 yield f"projections.{read}.weight", (self.plan.full.hidden, widths.hidden)
 
     def taught(self) -> Parameters:
-        return shapes(self.plan, self.plan.full) if self.with_teacher else ()
+        return shapes(self.plan, self.plan.full) if self.with_teacher and not self.cached else ()
 
     def flops(self, widths: Widths) -> float:
         """Per token of one step at these physical widths."""

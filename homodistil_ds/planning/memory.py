@@ -16,12 +16,12 @@ from homodistil_ds.distillation.attention_maps import rows_at_once
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.models.width import WidthPlan, Widths
 from homodistil_ds.planning.activations import Shape, kept_bytes
+from homodistil_ds.planning.devices import GIB
 from homodistil_ds.planning.job import Job, entries, shapes
 from homodistil_ds.pruning.cost import Stacks, stacks
 from homodistil_ds.runtime import ds_config
 from homodistil_ds.runtime.memory import ADAM_STATES
 
-GIB = 2**30
 FP32 = 4
 DTYPES = {"bf16": torch.bfloat16, "autocast": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 BUCKET = 500_000_000  # entries that DeepSpeed reduces at a time, unless the file says so
@@ -33,7 +33,7 @@ PART_COPIES = 12
 TILE_COPIES = 4  # of a tile of attention maps: both models' maps, how they differ, a gradient
 SCORE_COPIES = 6  # of queries and keys: scaled, filled up, their differences
 MEASURED_IN = 0.8  # of the free memory that models in float32 may take at the end
-OFF = 0.1  # of what a run takes, by which a plan may be wrong
+PLAN_ERROR = 0.1  # of what a run takes, by which a plan may be off
 FRAGMENTS = 1.06  # of a GPU's memory, lost between blocks
 
 
@@ -95,7 +95,8 @@ def states(job: Job, widths: Widths) -> dict[str, int]:
         return {"student": weights, "optimizer": 2 * FP32 * size}
     if job.stage == 3:
         live = min(size, job.zero("stage3_max_live_parameters", LIVE))
-        gathered = 0 if job.ranks == 1 and job.placement == "zero3" else job.weight_bytes * live
+        there = job.ranks == 1 and job.placement == "zero3" and not job.offloads_parameters
+        gathered = 0 if there else job.weight_bytes * live
         own = 0 if job.offloads_parameters else weights // job.ranks
         return {"student": own + gathered, "optimizer": 0 if job.offloads else sharded}
     return {"student": weights, "optimizer": 0 if job.offloads else sharded}
@@ -110,7 +111,7 @@ def gradient_bytes(job: Job, widths: Widths) -> int:
     bucket = w * used * (2 if job.zero("overlap_comm", False) else 1)
     if job.stage in (0, 1):
         return w * size + bucket
-    own = w * size // job.ranks
+    own = 0 if job.offloads else w * size // job.ranks
     if job.stage == 3:
         return own + 2 * bucket  # reduced from a second copy
     return own * (2 if job.accumulation > 1 else 1) + bucket  # what was reduced of the micro batches before stays
@@ -149,7 +150,7 @@ def activations(job: Job, widths: Widths) -> dict[str, int]:
         losses += 2 * FP32 * maps * row_of_maps * widths.heads
     states = len({"queries", "keys", "values"} & taught)
     losses += states * its_layers * tokens * job.plan.full.heads * job.plan.full.head_size * c
-    losses += FP32 * (row_of_maps * _related(job, widths) + layers * tokens * _compared_scores(job, widths))
+    losses += FP32 * (row_of_maps * _in_relations(job, widths) + layers * tokens * _in_scores(job, widths))
     if job.objective.tiled:
         length, heads = job.config.sequence_length, job.plan.full.heads
         rows = rows_at_once(job.micro_batch, heads, length)
@@ -161,7 +162,7 @@ def activations(job: Job, widths: Widths) -> dict[str, int]:
     return found | {"losses": round(losses)}
 
 
-def _related(job: Job, widths: Widths) -> int:
+def _in_relations(job: Job, widths: Widths) -> int:
     """Numbers per pair of tokens that losses on relations hold in float32: two for each relation until its gradient is
     known, three more while the last one is compared."""
     weights = job.objective.weights
@@ -170,7 +171,7 @@ def _related(job: Job, widths: Widths) -> int:
     return 2 * of_values + 3 * 2 * of_all + 3 * max(of_values, of_all)
 
 
-def _compared_scores(job: Job, widths: Widths) -> int:
+def _in_scores(job: Job, widths: Widths) -> int:
     """Numbers per token and layer that the loss on attention scores holds in float32."""
     size = max(widths.head_size, job.plan.full.head_size)
     return SCORE_COPIES * widths.heads * size * ("scores" in job.objective.weights)
@@ -252,7 +253,8 @@ def end_bytes(job: Job) -> int:
 def start_bytes(job: Job) -> int:
     """While models are loaded and the first engine is built."""
     size = entries(job.trained(job.first_widths))
-    source = FP32 * entries(shapes(job.plan, job.plan.full)) if job.placement == "replicated" else 0
+    whole = job.placement == "replicated" and job.with_teacher
+    source = FP32 * entries(shapes(job.plan, job.plan.full)) if whole else 0
     w, framework = job.weight_bytes, job.device.framework
     if not job.device.keeps_freed:  # models are made and rounded in host memory
         masters = 0 if job.stage == 0 else FP32 * size // job.ranks
@@ -264,23 +266,26 @@ def start_bytes(job: Job) -> int:
     return framework + source + FP32 * size + masters
 
 
-def check_room(job: Job, free: int, cached: bool) -> None:
-    """Before anything is loaded. `cached`: the loop may go without the teacher.
-
-    Raises HomodistilError where the run needs more than the `free` bytes of a rank by more than plans are off.
-    """
-    own = footprint(job, job.first_widths)
-    loop = own.peak - cached * teacher_bytes(job)
-    needed = max(loop, start_bytes(job)) - job.device.framework
-    if needed <= (1 + OFF) * free:
+def check_room(job: Job, free: int) -> None:
+    """Before anything is loaded. Raises HomodistilError where the run needs more than the `free` bytes of a rank, by
+    more than plans are off, while it starts or in its first steps."""
+    try:
+        own = footprint(job, job.first_widths)
+    except RuntimeError:
+        return  # a forward pass that cannot do without values is not looked at; the run may still fit
+    starts = start_bytes(job)
+    needed = max(own.peak, starts) - job.device.framework
+    if needed <= (1 + PLAN_ERROR) * free:
         return
-    named = ", ".join(f"{name} {size / GIB:,.1f}" for name, size in own.items.items() if size >= GIB / 20)
+    when = "while it starts" if starts > own.peak else "in its first steps"
+    sizes = ", ".join(f"{name} {size / GIB:,.1f}" for name, size in own.items.items() if name != "framework")
+    pieces = "--teacher_placement zero3, " if job.with_teacher and job.placement == "replicated" else ""
     raise HomodistilError(
         "CFG-MEMORY",
-        f"this run needs {needed / GIB:,.1f} GiB per rank, of {free / GIB:,.1f} that are free: ZeRO {job.stage}, "
-        f"teacher {job.placement}, {job.ranks} ranks, micro batch {job.micro_batch}; in GiB: {named}",
-        "Use a higher ZeRO stage, --teacher_placement zero3, a smaller micro batch, more ranks or fewer "
-        "--student.num_hidden_layers; tools/plan.py, with the same flags, shows what would fit.",
+        f"this run needs {needed / GIB:,.1f} GiB per rank {when}, of {free / GIB:,.1f} that are free: ZeRO "
+        f"{job.stage}, {job.ranks} ranks, micro batch {job.micro_batch}. GiB of a step: {sizes}",
+        f"Use a higher ZeRO stage, {pieces}a smaller micro batch, activation_checkpointing or more ranks; "
+        "tools/plan.py, with the same flags, shows what would fit.",
     )
 
 

@@ -12,13 +12,11 @@ from homodistil_ds.config import RunConfig
 from homodistil_ds.evaluation.figures import COLOURS, blank, tidy
 from homodistil_ds.evaluation.report import duration_text
 from homodistil_ds.machine import Machine
-from homodistil_ds.planning.devices import this_device
+from homodistil_ds.planning.devices import GIB, this_device
 from homodistil_ds.planning.job import job_of
 from homodistil_ds.planning.plan import ROOM, Choice, Phase, Plan, as_json, plan_of
 from homodistil_ds.pruning.cost import body_flops
 from homodistil_ds.runtime import console, launch
-
-GIB = 2**30
 
 
 def show(config: RunConfig, machine: Machine) -> bool:
@@ -65,8 +63,8 @@ def text(plan: Plan) -> str:
         "|:--|:--|" + "--:|" * 14,
         *(_row(phase) for phase in plan.phases),
         "",
-        "| ZeRO | teacher | micro batch | layers run twice | Adam | peak | fits | device hours |",
-        "|--:|:--|--:|:--|:--|--:|:--|--:|",
+        "| ZeRO | teacher | micro batch | layers run twice | Adam | peak | host memory of a node | fits | hours |",
+        "|--:|:--|--:|:--|:--|--:|--:|:--|--:|",
         *(_choice(choice) for choice in plan.choices),
     ]
     lines += ["", *(f"- {warning}" for warning in plan.warnings)] if plan.warnings else []
@@ -103,7 +101,7 @@ def _choice(choice: Choice) -> str:
     adam = "host" if choice.offloads else "device"
     return (
         f"| {choice.stage} | {choice.placement} | {choice.micro_batch} | {twice} | {adam} | {gib(choice.peak)} "
-        f"| {fits} | {choice.hours:,.2f} |"
+        f"| {gib(choice.host)} | {fits} | {choice.hours:,.2f} |"
     )
 
 

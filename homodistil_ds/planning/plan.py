@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,6 +59,8 @@ class Choice:
     recomputes: bool
     offloads: bool
     peak: int
+    host: int
+    """Of a node's host memory, beside GPUs."""
     fits: bool
     hours: float
     """Of all devices."""
@@ -122,12 +124,17 @@ def plan_of(job: Job) -> Plan:
         phases=phases,
         start_peak=start_bytes(job),
         end_peak=end_bytes(job),
-        host_peak=job.ranks_per_node * max(host_bytes_around(job), *(phase.footprint.host for phase in phases)),
+        host_peak=host_peak(job, phases),
         flops=sum(tokens * phase.steps * job.flops(phase.widths) for phase in phases),
         checkpoint_bytes=memory.checkpoint_bytes(job, phases[0].widths),
         cache_row_bytes=memory.cache_row_bytes(job),
         choices=tuple(_choices(job)),
     )
+
+
+def host_peak(job: Job, phases: Sequence[Phase]) -> int:
+    """Bytes of a node's host memory, beside GPUs."""
+    return job.ranks_per_node * max(host_bytes_around(job), *(phase.footprint.host for phase in phases))
 
 
 def _phases(job: Job) -> Iterator[Phase]:
@@ -164,15 +171,15 @@ def _choices(job: Job) -> Iterator[Choice]:
 
 
 def _ever_smaller(job: Job) -> Iterator[Job]:
-    """The job as it is, with layers run once more, and with Adam in a GPU's host memory besides."""
+    """The job as it is, with layers run once more, with Adam in a GPU's host memory, with both."""
     yield job
-    machine = job.machine
-    if not ds_config.recomputes(machine):
-        machine = {**machine, "activation_checkpointing": {}}
-        yield replace(job, machine=machine, later=None)
-    if not job.device.keeps_freed and not ds_config.offloads(machine):
-        zero = {**machine.get("zero_optimization", {}), "offload_optimizer": {"device": "cpu"}}
-        yield replace(job, machine={**machine, "zero_optimization": zero}, later=None)
+    again: dict[str, Any] = {} if ds_config.recomputes(job.machine) else {"activation_checkpointing": {}}
+    host: dict[str, Any] = {}
+    if not job.device.keeps_freed and not ds_config.offloads(job.machine):
+        zero = {**job.machine.get("zero_optimization", {}), "offload_optimizer": {"device": "cpu"}}
+        host = {"zero_optimization": zero}
+    for means in ([again] if again else []) + ([host] if host else []) + ([again | host] if again and host else []):
+        yield replace(job, machine=job.machine | means, later=None)
 
 
 def _stages(job: Job) -> list[int]:
@@ -213,6 +220,7 @@ def _choice(job: Job, stage: int, placement: str) -> Choice:
         recomputes=ds_config.recomputes(own.machine),
         offloads=own.offloads,
         peak=peak,
+        host=host_peak(own, phases),
         fits=fits,
         hours=hours,
     )
@@ -225,7 +233,8 @@ def _warnings(plan: Plan) -> Iterator[str]:
         does = "nor does any other choice below"
         if best.fits:
             means = ["activation_checkpointing"] * (best.recomputes and not ds_config.recomputes(job.machine))
-            means += ["offload_optimizer"] * (best.offloads and not job.offloads)
+            needs = f" ({best.host / 2**30:,.0f} GiB of a node's host memory)"
+            means += [f"offload_optimizer{needs}"] * (best.offloads and not job.offloads)
             added = f", with {' and '.join(means)}, do" if means else " do"
             does = f"ZeRO {best.stage}, the teacher {best.placement} and a micro batch of {best.micro_batch}{added}"
         needed, has = plan.peak / 2**30, device.memory / 2**30
@@ -267,7 +276,7 @@ def _even(job: Job, target: Widths) -> str:
         return abs(shape[0] - target.hidden) + 4 * abs(shape[1] - target.heads)
 
     hidden, heads = min((shape for shape in legal_shapes(job.plan) if shape[0] % TILE == 0), key=apart, default=(0, 0))
-    ffn = min(max(TILE, round(target.ffn / TILE) * TILE), job.plan.full.ffn)
+    ffn = min(max(1, round(target.ffn / TILE)), job.plan.full.ffn // TILE) * TILE or target.ffn
     return f"hidden {hidden} with {heads} heads, ffn {ffn}" if hidden else f"ffn {ffn}; none has such a hidden size"
 
 

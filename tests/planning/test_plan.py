@@ -224,8 +224,10 @@ def test_means_that_take_time_are_named_where_nothing_else_fits(tmp_path: Path) 
     one = plan_of(job(llama_7b(tmp_path), machine(1, micro=2), ranks=1))
     assert not one.fits
     assert one.choices[0].fits
-    assert (one.choices[0].recomputes, one.choices[0].offloads) == (True, True)
-    assert "with activation_checkpointing and offload_optimizer, do" in one.warnings[0]
+    assert (one.choices[0].recomputes, one.choices[0].offloads) == (False, True)
+    # Masters, moments and gradients in float32, and the teacher, which is read whole.
+    assert one.choices[0].host >= 16 * 6_738_415_616
+    assert f"with offload_optimizer ({one.choices[0].host / GIB:,.0f} GiB" in one.warnings[0]
     eight = plan_of(job(llama_7b(tmp_path), machine(1)))
     assert not any(choice.offloads for choice in eight.choices)
 
