@@ -2,6 +2,7 @@
 
     python benchmarks/plan_memory.py --output_dir runs/plan_memory                     # every case, some 10 minutes
     python benchmarks/plan_memory.py --output_dir runs/plan_memory --only bert-2-1 llama-3-2
+    python benchmarks/plan_memory.py --output_dir runs/plan_memory --only bert-base-1-2 bert-large-1-2
     python benchmarks/plan_memory.py --output_dir runs/plan_memory --only llama-1b3-3-2   # 1.3 G parameters, 20 steps
 
 A case is a model, a ZeRO stage and a number of ranks. Each run is of its own processes: some steps with one cut, on a
@@ -69,8 +70,21 @@ class Case:
 
 
 SMALL = {"hidden_size": 384, "intermediate_size": 1024, "num_attention_heads": 6}
-# Sheared-LLaMA-1.3B's shape. Adam's states of all 24 layers alone would take 19 of 24 GiB.
-LARGE = Case(
+# The sizes of presets, which take their time.
+BERT_BASE = Case(
+    model="bert-base",
+    stage=1,
+    ranks=2,
+    student={"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 8},
+)
+BERT_LARGE = Case(
+    model="bert-large",
+    stage=1,
+    ranks=2,
+    student={"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8},
+)
+# Of Sheared-LLaMA-1.3B Adam's states of all 24 layers alone would take 19 of 24 GiB.
+LLAMA_1B3 = Case(
     model="llama-1b3",
     stage=3,
     ranks=2,
@@ -85,6 +99,7 @@ LARGE = Case(
     },
     student={"hidden_size": 1024, "intermediate_size": 2752, "num_attention_heads": 8, "num_hidden_layers": 12},
 )
+NAMED = (BERT_BASE, BERT_LARGE, LLAMA_1B3)  # not run unless they are asked for
 CASES = (
     *(Case(model="bert", stage=stage, ranks=ranks) for stage in range(4) for ranks in (1, 2)),
     Case(model="bert-long", stage=2, ranks=1, micro_batch=4, sequence_length=256),
@@ -98,6 +113,16 @@ def bert(vocabulary: int) -> BertForMaskedLM:
     return BertForMaskedLM(BertConfig(vocab_size=vocabulary, num_hidden_layers=6))
 
 
+def bert_base(vocabulary: int) -> BertForMaskedLM:
+    """Its vocabulary is BERT's own size; texts use the first pieces of it."""
+    return BertForMaskedLM(BertConfig())
+
+
+def bert_large(vocabulary: int) -> BertForMaskedLM:
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    return BertForMaskedLM(BertConfig(**sizes))
+
+
 def llama(vocabulary: int) -> LlamaForCausalLM:
     sizes = {"hidden_size": 768, "intermediate_size": 2048, "num_attention_heads": 12, "num_hidden_layers": 8}
     return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, tie_word_embeddings=False, **sizes))
@@ -109,7 +134,7 @@ def t5(vocabulary: int) -> T5ForConditionalGeneration:
 
 
 def llama_1b3(vocabulary: int) -> LlamaForCausalLM:
-    """Its vocabulary is Llama's; the texts use the first words of it."""
+    """Its vocabulary is Llama's own size; texts use the first pieces of it."""
     sizes = {"hidden_size": 2048, "intermediate_size": 5504, "num_attention_heads": 16, "num_hidden_layers": 24}
     config = LlamaConfig(vocab_size=32_000, tie_word_embeddings=False, dtype=torch.bfloat16, **sizes)
     return AutoModelForCausalLM.from_config(config)
@@ -119,6 +144,8 @@ def llama_1b3(vocabulary: int) -> LlamaForCausalLM:
 MODELS = {
     "bert": (bert, "demo"),
     "bert-long": (bert, "demo"),
+    "bert-base": (bert_base, "homobert_small"),
+    "bert-large": (bert_large, "homobert_large"),
     "bert-relations": (bert, "minilmv2"),
     "llama": (llama, "homodistil"),
     "t5": (t5, "homodistil"),
@@ -145,7 +172,9 @@ def write_teacher(name: str, folder: Path) -> Path:
     if not (folder / "config.json").exists():
         tokenizer = tokenizer_for(name)
         torch.manual_seed(0)
-        MODELS[name][0](len(tokenizer)).save_pretrained(folder)
+        model = MODELS[name][0](len(tokenizer))
+        tokenizer.add_tokens([f"[unused{number}]" for number in range(len(tokenizer), model.config.vocab_size)])
+        model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return folder
 
@@ -202,13 +231,13 @@ def mib(size: int) -> str:
 def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--output_dir", type=Path, required=True)
-    flags.add_argument("--only", nargs="+", choices=[case.name for case in (*CASES, LARGE)])
+    flags.add_argument("--only", nargs="+", choices=[case.name for case in (*CASES, *NAMED)])
     given = flags.parse_args()
     heads = "model-stage-ranks | process without a model, MiB | planned | measured | off by"
     heads += " | start, planned / measured | end | s per step between cuts"
     print(f"| {heads} |\n|:--|--:|--:|--:|--:|--:|--:|:--|")
     rows = []
-    chosen = [case for case in (*CASES, LARGE) if case.name in given.only] if given.only else CASES
+    chosen = [case for case in (*CASES, *NAMED) if case.name in given.only] if given.only else CASES
     for case in chosen:
         rows.append(measure(case, given.output_dir))
         print(line(rows[-1]), flush=True)
