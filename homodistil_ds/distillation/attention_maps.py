@@ -31,15 +31,25 @@ class Scored(NamedTuple):
     causal: bool = False
 
     def maps(self, begin: int, end: int) -> torch.Tensor:
-        """Probabilities [B, A, R, L] of some rows, in float32 at least; the product is the model's own, in its format.
+        """Probabilities [B, A, R, L] of some rows, in float32 at least; their product has the format of the states."""
+        scores = self._scores(begin, end)
+        return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
 
-        Queries are scaled before it, since in fp16 the product alone could overflow.
-        """
+    def log_maps(self, begin: int, end: int) -> torch.Tensor:
+        """Their logarithms, which know how small a small one is."""
+        scores = self._scores(begin, end)
+        return scores.log_softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+
+    def _scores(self, begin: int, end: int) -> torch.Tensor:
+        """Queries are scaled before the product, since in fp16 that alone could overflow."""
         scores = (self.queries[:, :, begin:end] * self.scale) @ self.keys.transpose(-1, -2)
         if self.causal:
             later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(begin + 1)
             scores = scores.masked_fill(later, float("-inf"))
-        return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+        return scores
+
+
+Maps = Callable[[Scored, int, int], torch.Tensor]
 
 
 def in_tiles(family: Family, length: int) -> bool:
@@ -51,7 +61,7 @@ def rows_at_once(batch: int, heads: int, length: int) -> int:
     return min(-(-length // LEAST_TILES), max(LEAST_ROWS, MOST_ENTRIES // (batch * heads * length)))
 
 
-def over_tiles(distance: Distance, own: Scored, shown: Scored) -> torch.Tensor:
+def over_tiles(distance: Distance, own: Scored, shown: Scored, maps: Maps = Scored.maps) -> torch.Tensor:
     """A distance that is a mean over rows of maps, of all of them: that of each tile by its share of the rows.
 
     A backward pass makes each tile once more, so that only one is there at a time.
@@ -61,7 +71,7 @@ def over_tiles(distance: Distance, own: Scored, shown: Scored) -> torch.Tensor:
 
     def of_tile(begin: int) -> torch.Tensor:
         end = min(begin + rows, length)
-        return distance(own.maps(begin, end), shown.maps(begin, end)) * ((end - begin) / length)
+        return distance(maps(own, begin, end), maps(shown, begin, end)) * ((end - begin) / length)
 
     tiles = [
         checkpoint(of_tile, begin, use_reentrant=False, preserve_rng_state=False) for begin in range(0, length, rows)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from homodistil_ds.distillation.attention_maps import Distance, Scored, over_tiles
+from homodistil_ds.distillation.attention_maps import SHORTEST, Distance, Scored, over_tiles
 from homodistil_ds.models.forward import Activations, Read
 
 TINY = 1e-12  # probabilities below count as this
@@ -186,7 +186,8 @@ def _between_maps(distance: Distance, inputs: Inputs, own: int, shown: int) -> t
     sides = (inputs.student, own, heads), (inputs.teacher, shown, origins)
     if inputs.student.attention:
         return distance(*(at_least_float(_heads(model.attention[layer], its)) for model, layer, its in sides))
-    return over_tiles(distance, *(_scored(model, layer, its) for model, layer, its in sides))
+    student, teacher = (_scored(model, layer, its) for model, layer, its in sides)
+    return over_tiles(distance, student, teacher)
 
 
 def _scored(model: Activations, layer: int, heads: torch.Tensor) -> Scored:
@@ -211,14 +212,18 @@ def relation(inputs: Inputs) -> torch.Tensor:
 
 def _relation_kl(own: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
     """KL(teacher || student) of softmax(X X^T / sqrt(D)) for X [B, A, L, D], mean over heads and rows."""
-    student = F.log_softmax(_scores(own, own), dim=-1)
-    teacher = F.log_softmax(_scores(shown, shown), dim=-1)
-    return (teacher.exp() * (teacher - student)).sum(-1).mean()
+    student, teacher = (
+        Scored(states, states, states.shape[-1] ** -0.5) for states in map(at_least_float, (own, shown))
+    )
+    length = own.shape[-2]
+    if length >= SHORTEST:
+        return over_tiles(_log_kl, student, teacher, Scored.log_maps)
+    return _log_kl(student.log_maps(0, length), teacher.log_maps(0, length))
 
 
-def _scores(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """[B, A, L, L] in float32: products of states [B, A, L, D], divided by the root of D."""
-    return at_least_float(rows) @ at_least_float(columns).transpose(-1, -2) / rows.shape[-1] ** 0.5
+def _log_kl(own: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
+    """KL(shown || own) of logarithms of maps [B, A, L, L], mean over heads and rows."""
+    return (shown.exp() * (shown - own)).sum(-1).mean()
 
 
 def _regrouped(states: torch.Tensor, heads: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from homodistil_ds.distillation.attention_maps import rows_at_once
+from homodistil_ds.distillation.attention_maps import SHORTEST, rows_at_once
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.models.width import WidthPlan, Widths
 from homodistil_ds.planning.activations import Shape, kept_bytes
@@ -150,7 +150,7 @@ def activations(job: Job, widths: Widths) -> dict[str, int]:
         losses += 2 * FP32 * maps * row_of_maps * widths.heads
     states = len({"queries", "keys", "values"} & taught)
     losses += states * its_layers * tokens * job.plan.full.heads * job.plan.full.head_size * c
-    losses += FP32 * (row_of_maps * _in_relations(job, widths) + layers * tokens * _in_scores(job, widths))
+    losses += FP32 * (_in_relations(job, widths) + layers * tokens * _in_scores(job, widths))
     if job.objective.tiled:
         length, heads = job.config.sequence_length, job.plan.full.heads
         rows = rows_at_once(job.micro_batch, heads, length)
@@ -163,12 +163,15 @@ def activations(job: Job, widths: Widths) -> dict[str, int]:
 
 
 def _in_relations(job: Job, widths: Widths) -> int:
-    """Numbers per pair of tokens that losses on relations hold in float32: two for each relation until its gradient is
-    known, three more while the last one is compared."""
-    weights = job.objective.weights
+    """Numbers that losses on relations hold in float32: maps, two for each relation until its gradient is known and
+    three more while the last one is compared, or a tile of them."""
+    weights, length = job.objective.weights, job.config.sequence_length
     of_values = widths.heads * ("value_relation" in weights)
     of_all = job.config.loss.relation_heads * ("relation" in weights)
-    return 2 * of_values + 3 * 2 * of_all + 3 * max(of_values, of_all)
+    most = max(of_values, of_all)
+    if most and length >= SHORTEST:
+        return TILE_COPIES * job.tokens * most * rows_at_once(job.micro_batch, most, length)
+    return job.tokens * length * (2 * of_values + 3 * 2 * of_all + 3 * most)
 
 
 def _in_scores(job: Job, widths: Widths) -> int:

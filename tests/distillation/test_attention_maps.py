@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from homodistil_ds.config import LossConfig
-from homodistil_ds.distillation import attention_maps
+from homodistil_ds.distillation import attention_maps, losses
 from homodistil_ds.distillation.attention_maps import Scored, in_tiles, rows_at_once
 from homodistil_ds.distillation.losses import LOSSES, Inputs
 from homodistil_ds.distillation.objective import Objective
@@ -26,6 +26,7 @@ from homodistil_ds.pruning.shrink import cut
 from homodistil_ds.runtime.shards import whole
 
 PLAIN = ["bert", "roberta", "distilbert", "electra", "electra-narrow", "gpt2", "opt"]
+RELATED = ("queries", "keys", "values")
 OF_MAPS = ["attention", "attention_kl"]
 BATCH, LENGTH, OWN_SIZE, SIZE = 2, 37, 3, 5  # tiles of ten rows, the last of seven
 STUDENT_HEADS = [torch.tensor([0, 2]), torch.tensor([1, 2])]
@@ -94,6 +95,27 @@ def test_tiles_give_values_and_gradients_of_whole_maps(name: str, causal: bool) 
     function = LOSSES[name].function
     in_parts = learnt(student, lambda own: function(compared(own, teacher)))
     at_once = learnt(student, lambda own: function(compared(with_maps(own), with_maps(teacher))))
+    assert in_parts[0] > 0
+    same(in_parts, at_once)
+
+
+@pytest.mark.parametrize("name", ["value_relation", "relation"])
+def test_tiles_give_values_and_gradients_of_whole_relations(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the last layer; its heads are regrouped where they need not be as many."""
+    own, shown = (
+        Activations(**{part: states(seed + place, 1, 4, LENGTH, size) for place, part in enumerate(RELATED)})
+        for seed, size in ((1, OWN_SIZE), (7, SIZE))
+    )
+
+    def values() -> tuple[torch.Tensor, list[Any]]:
+        leaves = [getattr(own, part)[0].clone().requires_grad_(True) for part in RELATED]
+        student = Activations(**{part: (leaf,) for part, leaf in zip(RELATED, leaves, strict=True)})
+        value = LOSSES[name].function(replace(compared(student, shown), relation_heads=2))
+        return value.detach(), list(torch.autograd.grad(value, leaves, allow_unused=True))
+
+    at_once = values()
+    monkeypatch.setattr(losses, "SHORTEST", 1)
+    in_parts = values()
     assert in_parts[0] > 0
     same(in_parts, at_once)
 
