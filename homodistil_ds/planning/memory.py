@@ -32,6 +32,7 @@ LOGIT_COPIES = 28  # bytes per logit: of both models, in float32, normalised, an
 PART_COPIES = 12
 TILE_COPIES = 4  # of a tile of attention maps: both models' maps, how they differ, a gradient
 SCORE_COPIES = 6  # of queries and keys: scaled, filled up, their differences
+LOG_TILE_COPIES = 8  # of relations: products, logarithms, one's exponential, difference, its product, a gradient
 MEASURED_IN = 0.8  # of the free memory that models in float32 may take at the end
 PLAN_ERROR = 0.1  # of what a run takes, by which a plan may be off
 FRAGMENTS = 1.06  # of a GPU's memory, lost between blocks
@@ -170,7 +171,7 @@ def _in_relations(job: Job, widths: Widths) -> int:
     of_all = job.config.loss.relation_heads * ("relation" in weights)
     most = max(of_values, of_all)
     if most and length >= SHORTEST:
-        return TILE_COPIES * job.tokens * most * rows_at_once(job.micro_batch, most, length)
+        return LOG_TILE_COPIES * job.tokens * most * rows_at_once(job.micro_batch, most, length)
     return job.tokens * length * (2 * of_values + 3 * 2 * of_all + 3 * most)
 
 
