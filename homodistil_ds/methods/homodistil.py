@@ -12,7 +12,7 @@ from homodistil_ds.config import RunConfig
 from homodistil_ds.distillation.objective import Objective
 from homodistil_ds.evaluation.heldout import measure_on
 from homodistil_ds.machine import Machine
-from homodistil_ds.methods import family, flops
+from homodistil_ds.methods import family
 from homodistil_ds.methods.assistant import with_assistant
 from homodistil_ds.methods.caching import cached_teacher
 from homodistil_ds.methods.finish import finish
@@ -41,7 +41,7 @@ def descend(config: RunConfig, machine: Machine, command: str, within: Path | No
     """
     check_cache(config, machine.teacher_cache)
     setting = prepare_setting(config, machine, command, head_may_be_missing=False, within=within)
-    objective = Objective(config.loss, with_teacher=True, parted=setting.parted, tiled=setting.tiled)
+    objective = setting.job.objective
     plan = setting.student_plan
     prunes = config.student.init == "teacher"
     pruner = Pruner(plan, setting.schedule, config.pruning.criterion, config.pruning.beta) if prunes else None
@@ -75,7 +75,7 @@ def descend(config: RunConfig, machine: Machine, command: str, within: Path | No
         teacher=teacher,
         objective=objective,
         batches=batches.split_by(engine.train_micro_batch_size_per_gpu()),
-        measure=measure_on(batches, setting.parted),
+        measure=measure_on(batches, setting.job.parted),
         monitor=setting.monitor,
         pruner=pruner,
         build=build,
@@ -84,7 +84,7 @@ def descend(config: RunConfig, machine: Machine, command: str, within: Path | No
         fixed_widths=setting.target,
         leaves=family.leaves(setting),
         leave=lambda step: family.leave(setting, stage, step),
-        milestones={cut.step: cut.widths for cut in milestones(setting, objective)} if prunes else {},
+        milestones={cut.step: cut.widths for cut in milestones(setting)} if prunes else {},
         head_origins=[torch.arange(setting.target.heads)] * plan.layers,
         layer_map=setting.layer_map if plan.layers < setting.plan.layers else (),
     )
@@ -98,10 +98,9 @@ def student_of(model: PreTrainedModel, setting: Setting, objective: Objective) -
     return Student(model.requires_grad_(True), plan.family, reads, teacher_hidden=plan.full.hidden)
 
 
-def milestones(setting: Setting, objective: Objective) -> tuple[Milestone, ...]:
+def milestones(setting: Setting) -> tuple[Milestone, ...]:
     """The cuts that make this run cheapest; says so in a line."""
-    config, plan = setting.config, setting.student_plan
-    cost = flops.per_token(setting, objective, with_teacher=True)
+    config, plan, cost = setting.config, setting.student_plan, setting.job.flops
     cuts = place_cuts(setting.schedule, plan, config.cuts, config.steps, cost)
     for cut in cuts:
         setting.ds_config_for(cut.widths)  # now, not in the middle of the run: it may read the teacher's configuration

@@ -71,6 +71,6 @@ def held_out_of(
         assert teacher is not None
         return headed(teacher, teacher(*shown, reads=reads))
 
-    result = evaluate(own, None if teacher is None else taught, setting.batches.held_out(), setting.parted)
+    result = evaluate(own, None if teacher is None else taught, setting.batches.held_out(), setting.job.parted)
     student.cpu()
     return result

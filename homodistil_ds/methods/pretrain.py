@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from homodistil_ds.config import RunConfig
-from homodistil_ds.distillation.objective import Objective
 from homodistil_ds.evaluation.heldout import measure_on
 from homodistil_ds.machine import Machine
 from homodistil_ds.methods.finish import finish
@@ -19,7 +18,7 @@ from homodistil_ds.stage import Stage
 def run(config: RunConfig, machine: Machine, command: str) -> None:
     """Train the model named by --teacher on the corpus; a missing vocabulary head starts as the identity."""
     setting = prepare_setting(config, machine, command, head_may_be_missing=True)
-    objective = Objective(config.loss, with_teacher=False, parted=setting.parted)
+    objective = setting.job.objective
     plan = setting.plan
 
     def build(widths: Widths) -> Engine:
@@ -35,7 +34,7 @@ def run(config: RunConfig, machine: Machine, command: str) -> None:
         teacher=None,
         objective=objective,
         batches=setting.batches,
-        measure=measure_on(setting.batches, setting.parted),
+        measure=measure_on(setting.batches, setting.job.parted),
         monitor=setting.monitor,
         pruner=None,
         build=build,

@@ -14,8 +14,6 @@ from homodistil_ds.config import RunConfig
 from homodistil_ds.data.batches import Batches
 from homodistil_ds.data.corpus import Corpus, Order
 from homodistil_ds.data.masking import prediction_for
-from homodistil_ds.distillation.attention_maps import in_tiles
-from homodistil_ds.distillation.vocabulary import parted_by
 from homodistil_ds.machine import Machine
 from homodistil_ds.methods.opening import Run, checked, claim_folder, open_logs, say
 from homodistil_ds.methods.reading import read_corpus
@@ -27,11 +25,11 @@ from homodistil_ds.models.pieces import Read
 from homodistil_ds.models.width import WidthPlan, Widths, count
 from homodistil_ds.planning.descent import Descent, descent_of
 from homodistil_ds.planning.devices import this_device
-from homodistil_ds.planning.job import Job, placement_of
+from homodistil_ds.planning.job import Job, job_along, placement_of
 from homodistil_ds.planning.memory import check_room, job_at
 from homodistil_ds.pruning.family import Member
 from homodistil_ds.pruning.schedule import WidthSchedule
-from homodistil_ds.runtime import ds_config, launch, memory, ranks
+from homodistil_ds.runtime import launch, memory, ranks
 from homodistil_ds.runtime.checkpoint import Checkpoint
 from homodistil_ds.runtime.engine import Engine
 
@@ -60,19 +58,6 @@ class Setting(Run):
     corpus: Corpus
     batches: Batches
     job: Job
-
-    @property
-    def parted(self) -> int:
-        """The vocabulary's size where the logits of a micro batch are too many to be there at once; else 0."""
-        length = self.config.sequence_length
-        most = ds_config.largest_micro_batch(self.ds_config, self.ds_config_after_cuts)
-        positions = most * round(self.batches.prediction.share(length) * length)
-        return parted_by(positions, self.plan.fixed["vocab"])
-
-    @property
-    def tiled(self) -> bool:
-        """Whether attention maps are compared in tiles."""
-        return in_tiles(self.plan.family, self.config.sequence_length)
 
     def engine_around(self, student: Student, widths: Widths) -> Engine:
         return self.engine_of(student, self.ds_config_for(widths))
@@ -165,19 +150,8 @@ def _planned(
     placed, reason = ranks.together(
         lambda: placement_of(config.method, asked, plan, first, trained, free, world, here, on_gpu)
     )
-    job = Job(
-        config=config,
-        plan=plan,
-        student_plan=way.student_plan,
-        schedule=way.schedule,
-        first_widths=way.first_widths,
-        machine=first,
-        later=later,
-        placement=placed,
-        nodes=world // here,
-        ranks_per_node=here,
-        device=this_device(),
-    )
+    places: dict[str, Any] = {"nodes": world // here, "ranks_per_node": here, "device": this_device()}
+    job = job_along(config, way, first, later, placement=placed, **places)
     begun = way.first_widths if found is None else Widths(**found.state["physical"])
     here_on = replace(job_at(job, begun), first_widths=begun, later=None, cached=bool(machine.teacher_cache))
     ranks.on_first(lambda: check_room(here_on, free))

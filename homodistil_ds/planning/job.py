@@ -16,7 +16,7 @@ from homodistil_ds.distillation.vocabulary import parted_by, rows_at_once
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.machine import Machine
 from homodistil_ds.models.width import TRAINED_PREFIX, WidthPlan, Widths, count
-from homodistil_ds.planning.descent import check_cache, descent_of
+from homodistil_ds.planning.descent import Descent, check_cache, descent_of
 from homodistil_ds.planning.devices import NETWORK_GBITS, Device, network_bus
 from homodistil_ds.pruning.cost import step_parts
 from homodistil_ds.pruning.milestones import Milestone, place_cuts
@@ -134,10 +134,14 @@ class Job:
 
     @cached_property
     def objective(self) -> Objective:
-        most = ds_config.largest_micro_batch(self.machine, self.later)
-        parted = parted_by(self.predicted // self.micro_batch * most, self.plan.fixed["vocab"])
         tiled = in_tiles(self.plan.family, self.config.sequence_length)
-        return Objective(self.config.loss, with_teacher=self.with_teacher, parted=parted, tiled=tiled)
+        return Objective(self.config.loss, with_teacher=self.with_teacher, parted=self.parted, tiled=tiled)
+
+    @property
+    def parted(self) -> int:
+        """The vocabulary's size where the logits of a micro batch are too many to be there at once; else 0."""
+        most = ds_config.largest_micro_batch(self.machine, self.later)
+        return parted_by(self.predicted // self.micro_batch * most, self.plan.fixed["vocab"])
 
     @property
     def rows(self) -> int:
@@ -212,7 +216,19 @@ def job_of(
         ranks_per_node,
         on_gpu,
     )[0]
-    job = Job(
+    places: dict[str, Any] = {"nodes": nodes, "ranks_per_node": ranks_per_node, "device": device, "gbits": gbits}
+    job = job_along(config, way, first, later, placement=placed, **places)
+    if not job.prunes:
+        return job
+    cuts = place_cuts(way.schedule, way.student_plan, config.cuts, config.steps, job.flops)
+    return replace(job, milestones=cuts)
+
+
+def job_along(
+    config: RunConfig, way: Descent, first: dict[str, Any], later: dict[str, Any] | None, **where: Any
+) -> Job:
+    """The run that goes this `way` under these configurations; `where` are the other fields of a Job. Without cuts."""
+    return Job(
         config=config,
         plan=way.plan,
         student_plan=way.student_plan,
@@ -220,16 +236,8 @@ def job_of(
         first_widths=way.first_widths,
         machine=first,
         later=later,
-        placement=placed,
-        nodes=nodes,
-        ranks_per_node=ranks_per_node,
-        device=device,
-        gbits=gbits,
+        **where,
     )
-    if not job.prunes:
-        return job
-    cuts = place_cuts(way.schedule, way.student_plan, config.cuts, config.steps, job.flops)
-    return replace(job, milestones=cuts)
 
 
 def trained_bytes(machine: dict[str, Any], size: int, ranks: int, on_gpu: bool) -> int:

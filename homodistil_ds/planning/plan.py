@@ -10,6 +10,7 @@ from homodistil_ds.models.families import legal_shapes
 from homodistil_ds.models.width import Widths, count
 from homodistil_ds.planning import memory
 from homodistil_ds.planning.descent import lost_by_recomputing
+from homodistil_ds.planning.devices import GIB
 from homodistil_ds.planning.job import Job, entries
 from homodistil_ds.planning.memory import Footprint, end_bytes, footprint, host_bytes_around, job_at, start_bytes
 from homodistil_ds.planning.speed import Pace, pace
@@ -178,7 +179,8 @@ def _ever_smaller(job: Job) -> Iterator[Job]:
     if not job.device.keeps_freed and not ds_config.offloads(job.machine):
         zero = {**job.machine.get("zero_optimization", {}), "offload_optimizer": {"device": "cpu"}}
         host = {"zero_optimization": zero}
-    for means in ([again] if again else []) + ([host] if host else []) + ([again | host] if again and host else []):
+    both = again | host if again and host else {}
+    for means in filter(None, (again, host, both)):
         yield replace(job, machine=job.machine | means, later=None)
 
 
@@ -233,11 +235,11 @@ def _warnings(plan: Plan) -> Iterator[str]:
         does = "nor does any other choice below"
         if best.fits:
             means = ["activation_checkpointing"] * (best.recomputes and not ds_config.recomputes(job.machine))
-            needs = f" ({best.host / 2**30:,.0f} GiB of a node's host memory)"
+            needs = f" ({best.host / GIB:,.0f} GiB of a node's host memory)"
             means += [f"offload_optimizer{needs}"] * (best.offloads and not job.offloads)
             added = f", with {' and '.join(means)}, do" if means else " do"
             does = f"ZeRO {best.stage}, the teacher {best.placement} and a micro batch of {best.micro_batch}{added}"
-        needed, has = plan.peak / 2**30, device.memory / 2**30
+        needed, has = plan.peak / GIB, device.memory / GIB
         yield f"does not fit: {needed:.1f} of {has:.1f} GiB per rank; {does}"
     if job.tokens < ENOUGH_TOKENS and job.ranks > 1 and job.stage == 3 and not device.keeps_freed:
         yield (

@@ -26,14 +26,12 @@ def step_flops(
     reads: Collection[str],
     teacher_reads: Collection[str] | None,
     teacher_plan: WidthPlan | None = None,
-    tiled_layers: int = 0,
 ) -> float:
     """FLOPs per token of one step with a student of these physical widths.
 
     `reads` and `teacher_reads` name what the losses read of each model: logits, hidden, attention, embedding.
     `teacher_reads` is None for training without a teacher; a teacher has the full widths of `teacher_plan`, which is
-    the student's unless it has more layers. `predicted_share` is the share of the tokens whose logits are computed,
-    `tiled_layers` how often attention maps of a layer are made in tiles.
+    the student's unless it has more layers. `predicted_share` is the share of the tokens whose logits are computed.
     """
     parts = step_parts(
         plan,
@@ -43,7 +41,6 @@ def step_flops(
         reads=reads,
         teacher_reads=teacher_reads,
         teacher_plan=teacher_plan,
-        tiled_layers=tiled_layers,
     )
     return sum(parts.values())
 
@@ -62,9 +59,9 @@ def step_parts(
     """The terms of `step_flops`: teacher, body, head, projections and maps.
 
     Losses on whole attention maps add no matrix work: the maps are a by-product of the forward pass. In tiles they are
-    made for the losses, and once more for the backward pass, by both models. The projections lift the student's own
-    states, so their backward pass makes two products, as a layer's does. Logits in parts ("predicted") are made once
-    more for the backward pass, by both heads.
+    made for the losses, `tiled_layers` times those of one layer, and once more for the backward pass, by both models.
+    The projections lift the student's own states, so their backward pass makes two products, as a layer's does. Logits
+    in parts ("predicted") are made once more for the backward pass, by both heads.
     """
     its = teacher_plan or plan
     head_share = predicted_share * _speaks(reads)
