@@ -3,7 +3,7 @@
     python benchmarks/plan_memory.py --output_dir runs/plan_memory                     # every case, some 10 minutes
     python benchmarks/plan_memory.py --output_dir runs/plan_memory --only bert-2-1 llama-3-2
     python benchmarks/plan_memory.py --output_dir runs/plan_memory --only bert-base-1-2 bert-large-1-2
-    python benchmarks/plan_memory.py --output_dir runs/plan_memory --only llama-1b3-3-2   # 1.3 G parameters, 20 steps
+    python benchmarks/plan_memory.py --output_dir runs/plan_memory --only llama-1b3-3-2-offload   # 1.3 G, 20 steps
 
 A case is a model, a ZeRO stage and a number of ranks. Each run is of its own processes: some steps with one cut, on a
 teacher of random weights.
@@ -52,15 +52,18 @@ class Case:
     micro_batch: int = 8
     sequence_length: int = 64
     steps: int = 6
+    offload: bool = False
     zero: Mapping[str, int] = field(default_factory=dict)
     student: Mapping[str, int] = field(default_factory=lambda: SMALL)
 
     @property
     def name(self) -> str:
-        return f"{self.model}-{self.stage}-{self.ranks}"
+        return f"{self.model}-{self.stage}-{self.ranks}{'-offload' * self.offload}"
 
     def machine(self) -> dict[str, Any]:
-        zero = {"stage": self.stage, **self.zero}
+        zero: dict[str, Any] = {"stage": self.stage, **self.zero}
+        if self.offload:
+            zero["offload_optimizer"] = {"device": "cpu"}
         return {
             "train_micro_batch_size_per_gpu": self.micro_batch,
             "zero_optimization": zero,
@@ -83,13 +86,14 @@ BERT_LARGE = Case(
     ranks=2,
     student={"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8},
 )
-# Of Sheared-LLaMA-1.3B Adam's states of all 24 layers alone would take 19 of 24 GiB.
+# Of Sheared-LLaMA-1.3B the student's states of all 24 layers alone would take more than 24 GiB.
 LLAMA_1B3 = Case(
     model="llama-1b3",
     stage=3,
     ranks=2,
     micro_batch=1,
     steps=20,
+    offload=True,
     zero={
         "sub_group_size": 100_000_000,
         "reduce_bucket_size": 50_000_000,
@@ -97,7 +101,7 @@ LLAMA_1B3 = Case(
         "stage3_max_live_parameters": 100_000_000,
         "stage3_max_reuse_distance": 0,
     },
-    student={"hidden_size": 1024, "intermediate_size": 2752, "num_attention_heads": 8, "num_hidden_layers": 12},
+    student={"hidden_size": 1024, "intermediate_size": 2752, "num_attention_heads": 8, "num_hidden_layers": 8},
 )
 NAMED = (BERT_BASE, BERT_LARGE, LLAMA_1B3)  # not run unless they are asked for
 CASES = (
@@ -106,6 +110,7 @@ CASES = (
     Case(model="bert-relations", stage=2, ranks=1, micro_batch=4, sequence_length=256),
     Case(model="t5", stage=2, ranks=1),
     *(Case(model="llama", stage=stage, ranks=ranks) for stage, ranks in ((1, 2), (2, 1), (3, 2))),
+    *(Case(model="llama", stage=stage, ranks=2, offload=True) for stage in (1, 2, 3)),
 )
 
 

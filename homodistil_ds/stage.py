@@ -213,7 +213,7 @@ class Stage:
             with self.precision():
                 return head(states)
 
-        return found._replace(head=cast)
+        return found._replace(head=cast, matrix=None)
 
     def precision(self) -> AbstractContextManager[None]:
         """The autocast that DeepSpeed puts around the student, for the teacher."""

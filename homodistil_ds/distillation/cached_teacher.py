@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from homodistil_ds.distillation.state_files import StateFiles
-from homodistil_ds.models.forward import Activations, Read
+from homodistil_ds.models.forward import Activations, Read, head_modules, lone_matrix
 from homodistil_ds.models.pieces import Read as ReadWeights
 from homodistil_ds.models.width import Family
 from homodistil_ds.runtime import ranks
@@ -27,7 +27,7 @@ class CachedTeacher(nn.Module):
     `calls_per_file` of its calls they write what they have gathered.
     """
 
-    def __init__(self, files: StateFiles, head: nn.Module, body: nn.Module | None, calls_per_file: int) -> None:
+    def __init__(self, files: StateFiles, head: nn.Sequential, body: nn.Module | None, calls_per_file: int) -> None:
         super().__init__()
         self.files = files
         self.own_head = head
@@ -64,13 +64,16 @@ class CachedTeacher(nn.Module):
         """Logits [..., V] of states [..., H]."""
         return self.own_head(states)
 
+    def head_matrix(self) -> torch.Tensor | None:
+        return lone_matrix(list(self.own_head))
 
-def vocabulary_head_of(model: PreTrainedModel, family: Family, read: ReadWeights) -> nn.Module:
+
+def vocabulary_head_of(model: PreTrainedModel, family: Family, read: ReadWeights) -> nn.Sequential:
     """A vocabulary head of its own in float32, whose weights `read` gives by the model's names.
 
     The model may be an outline, and nothing else of it is built.
     """
-    modules = [model.get_submodule(path) for path in family.head]
+    modules = head_modules(model, family)
     wanted = {parameter for module in modules for parameter in module.parameters()}
     own = {  # a copy takes these in place of the model's, so that tied weights stay tied
         id(parameter): nn.Parameter(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from homodistil_ds.config import LossConfig
+from homodistil_ds.distillation.fused_loss import fits, fused, serves
 from homodistil_ds.distillation.losses import LOSSES, Inputs, LossTerm
 from homodistil_ds.distillation.task_losses import TASK_LOSSES
 from homodistil_ds.distillation.vocabulary import in_parts
@@ -67,7 +68,10 @@ def values_of(terms: Mapping[str, LossTerm], inputs: Inputs) -> dict[str, torch.
     if inputs.student.predicted is None:
         return {name: term.function(inputs) for name, term in terms.items()}
     of_logits = {name: term.function for name, term in terms.items() if "logits" in term.reads}
-    found = in_parts(of_logits, inputs)
+    if serves(of_logits) and fits(inputs):
+        found = {name: fused(name, inputs) for name in of_logits}
+    else:
+        found = in_parts(of_logits, inputs)
     return {name: found[name] if name in found else term.function(inputs) for name, term in terms.items()}
 
 

@@ -5,7 +5,7 @@ Shapes: B batch, L length, K predicted positions per row, H hidden, A heads, V v
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -27,7 +27,7 @@ class Activations(NamedTuple):
     `scale`, by which attention multiplies their products with keys, and `causal`: a token attends to no later one.
 
     In place of logits: predicted [B, K, H] are the states that the vocabulary head makes them of, and head [n, H] ->
-    [n, V] does so, which whoever holds the model adds.
+    [n, V] does so, which whoever holds the model adds; matrix [V, H] is all there is of the head, where that is so.
     """
 
     logits: torch.Tensor | None = None
@@ -40,6 +40,7 @@ class Activations(NamedTuple):
     values: tuple[torch.Tensor, ...] = ()
     predicted: torch.Tensor | None = None
     head: Callable[[torch.Tensor], torch.Tensor] | None = None
+    matrix: torch.Tensor | None = None
     scale: float | None = None
     causal: bool = False
 
@@ -112,9 +113,21 @@ def _layers(
 
 def vocabulary_head(model: PreTrainedModel, family: Family, states: torch.Tensor) -> torch.Tensor:
     """Logits [..., V] of states [..., H] of the last layer."""
-    for path in family.head:
-        states = model.get_submodule(path)(states)
+    for module in head_modules(model, family):
+        states = module(states)
     return states
+
+
+def head_modules(model: PreTrainedModel, family: Family) -> list[nn.Module]:
+    return [model.get_submodule(path) for path in family.head]
+
+
+def lone_matrix(head: Sequence[nn.Module]) -> torch.Tensor | None:
+    """The weights [V, H] of a head that is one linear layer without a bias, and whole on this rank."""
+    first, *others = head
+    if others or not isinstance(first, nn.Linear) or first.bias is not None:
+        return None
+    return None if hasattr(first.weight, "ds_id") else first.weight  # ZeRO-3's shards have one
 
 
 def is_divided(model: PreTrainedModel, family: Family) -> bool:
@@ -127,7 +140,7 @@ def headed(model: nn.Module, found: Activations) -> Activations:
     if found.predicted is None:
         return found
     inside: Any = getattr(model, "module", model)
-    return found._replace(head=inside.head)
+    return found._replace(head=inside.head, matrix=inside.head_matrix())
 
 
 def asked(reads: Collection[Read]) -> dict[str, bool]:
@@ -212,6 +225,9 @@ class Teacher(nn.Module):
     def head(self, states: torch.Tensor) -> torch.Tensor:
         return vocabulary_head(self.model, self.family, states)
 
+    def head_matrix(self) -> torch.Tensor | None:
+        return lone_matrix(head_modules(self.model, self.family))
+
 
 class Student(nn.Module):
     """What is trained: a Hugging Face model, and the projections that lift its states to the teacher's width.
@@ -256,3 +272,6 @@ class Student(nn.Module):
     def head(self, states: torch.Tensor) -> torch.Tensor:
         """Logits [..., V] of states [..., H]."""
         return vocabulary_head(self.model, self.family, states)
+
+    def head_matrix(self) -> torch.Tensor | None:
+        return lone_matrix(head_modules(self.model, self.family))

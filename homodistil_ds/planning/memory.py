@@ -53,7 +53,7 @@ def footprint(job: Job, widths: Widths, after: Widths | None = None) -> Footprin
     framework = {"framework": job.device.framework + KERNELS}
     always = framework | {"teacher": teacher_bytes(job)} | states(job, widths)
     pass_through = activations(job, widths) | {"logits": logits(job)}
-    gradients = {"gradients": gradient_bytes(job, widths)}
+    gradients = {"gradients": gradient_bytes(job, widths) + offloaded_gradients(job, widths)}
     then = {"optimizer step": step_bytes(job, widths), "cut": cut_bytes(job, after) if after else 0}
     items = always | gradients | pass_through | then
     passing, stepping = sum(pass_through.values()), max(then.values())
@@ -103,6 +103,13 @@ def states(job: Job, widths: Widths) -> dict[str, int]:
     return {"student": weights, "optimizer": 0 if job.offloads else sharded}
 
 
+def offloaded_gradients(job: Job, widths: Widths) -> int:
+    """What offloading keeps of them in float32 beside the masters, where host memory is all there is."""
+    if not (job.device.keeps_freed and ds_config.offloads(job.machine)):
+        return 0
+    return FP32 * entries(job.trained(widths)) // job.ranks
+
+
 def gradient_bytes(job: Job, widths: Widths) -> int:
     """Gradients as they are when the backward pass ends, with the bucket they are reduced in."""
     size, w = entries(job.trained(widths)), job.weight_bytes
@@ -121,7 +128,7 @@ def gradient_bytes(job: Job, widths: Widths) -> int:
 def step_bytes(job: Job, widths: Widths) -> int:
     """Copies of this rank's gradients while Adam works: gathered, in a row, in float32."""
     size, w = entries(job.trained(widths)), job.weight_bytes
-    if job.stage == 0 or job.offloads:
+    if job.stage == 0 or ds_config.offloads(job.machine):
         return 0
     if job.stage == 3:
         return FP32 * min(size // job.ranks, job.zero("sub_group_size", SUB_GROUP))

@@ -168,6 +168,19 @@ def test_weights_in_host_memory_are_none_of_the_gpus(tmp_path: Path) -> None:
     assert left.host - kept.host == own
 
 
+def test_what_is_offloaded_where_there_is_only_host_memory_stays_in_it(tmp_path: Path) -> None:
+    config, cpu = llama_7b(tmp_path), replace(H100, keeps_freed=True)
+    for stage in (2, 3):
+        own, offloaded = (
+            job(config, machine(stage, **more), placement="replicated", device=cpu)
+            for more in ({}, {"offload_optimizer": {"device": "cpu"}})
+        )
+        here, there = (footprint(each, each.student_plan.full).items for each in (own, offloaded))
+        assert there["gradients"] - here["gradients"] == 4 * 6_738_415_616 // 8
+        assert there["optimizer"] == here["optimizer"] > 0
+        assert there["optimizer step"] == 0 < here["optimizer step"]
+
+
 def test_of_two_stacks_each_counts_with_what_it_reads(tmp_path: Path) -> None:
     """t5-small: 128 tokens make 116 ids of the encoder (115.5 by the formula) and 26 of the decoder."""
     T5Config(decoder_start_token_id=0).save_pretrained(tmp_path)
