@@ -203,21 +203,22 @@ class Bench:
         self.train(place / name, values)
 
     def text_on_tasks(self) -> None:
-        """The students of the first seed's descents at every target, fine-tuned."""
+        """The students of every seed's descents at every target, fine-tuned with that seed."""
         arms = [("direct", self.targets), ("direct-twice", self.targets)]
         arms += [(f"assistant-{scale:g}", below) for scale, below in self.assistants()]
         models = [(arm, float(target)) for arm, targets in arms for target in targets.split(",")]
-        cells = itertools.product(models, self.given.tasks)
-        self.each(cells, lambda cell: self.learn(*cell[0], cell[1]))
+        cells = itertools.product(self.given.seeds, models, self.given.tasks)
+        self.each(cells, lambda cell: self.learn(cell[0], *cell[1], cell[2]))
 
-    def learn(self, arm: str, target: float, task: str) -> None:
+    def learn(self, seed: int, arm: str, target: float, task: str) -> None:
         last = target == self.given.targets[-1]
-        own = self.folder / "text" / str(self.given.seeds[0]) / arm
-        folder = self.folder / "text_on_tasks" / f"{arm}-at-{target:g}"
-        if task in self.known.get("text_on_tasks", {}).get(folder.name, {}):
+        own = self.folder / "text" / str(seed) / arm
+        folder = self.folder / "text_on_tasks" / str(seed) / f"{arm}-at-{target:g}"
+        known = self.known.get("text_on_tasks", {}).get(folder.name, {}).get(task, ())
+        if seed in [run["seed"] for run in known]:
             return
         model = own / "student" if last else own / "students" / f"{target:g}"
-        self.cells.learn(folder, str(model), task, "finetune", self.given.seeds, SHARES.get(task, 1.0))
+        self.cells.learn(folder, str(model), task, "finetune", [seed], SHARES.get(task, 1.0))
 
     def cost(self) -> None:
         if not (self.folder / "cost.json").exists():

@@ -82,8 +82,8 @@ def write(folder: Path, known: Known) -> str:
     on_tasks = together(known.get("tasks", ()), read(folder / "tasks", 1))
     text = together(known.get("text", ()), read(folder / "text", -1))
     learnt = {name: dict(runs) for name, runs in known.get("text_on_tasks", {}).items()}
-    for path in sorted(path for path in (folder / "text_on_tasks").glob("*") if path.is_dir()):
-        learnt[path.name] = learnt.get(path.name, {}) | runs_of(path)
+    for path in sorted(path for path in (folder / "text_on_tasks").glob("*/*") if path.is_dir()):
+        learnt[path.name] = every_run(learnt.get(path.name, {}), runs_of(path))
     cost = folder / "cost.json"
     measured = json.loads(cost.read_text(encoding="utf-8")) if cost.exists() else known.get("cost")
     parts = [arms_table(on_tasks), choices_table(on_tasks), arms_table(text), choices_table(text)]
@@ -100,6 +100,14 @@ def together(known: Sequence[Mapping[str, Any]], own: Sequence[Setting]) -> list
     """Settings of a minidisc.json and those of a folder, which count where both have one."""
     found = {(row["name"], row["seed"]): restored(row) for row in known} | {(one.name, one.seed): one for one in own}
     return [found[key] for key in sorted(found)]
+
+
+def every_run(known: Runs, own: Runs) -> Runs:
+    """Runs by task, one of each seed: those of a folder count where both have one."""
+    found = {
+        task: {run["seed"]: run for run in (*known.get(task, ()), *own.get(task, ()))} for task in {**known, **own}
+    }
+    return {task: [by_seed[seed] for seed in sorted(by_seed)] for task, by_seed in found.items()}
 
 
 def restored(row: Mapping[str, Any]) -> Setting:
@@ -187,13 +195,15 @@ def choices_table(settings: Sequence[Setting]) -> str:
         return ""
     heads = ["", "at", "best fixed in hindsight", f"chosen at {PUBLISHED:g} (by seed)", "published code stops"]
     heads += [f"regret at {weight:g}" for weight in WEIGHTS] + ["capacity gap chooses", "its regret"]
-    lines = [line(heads), "|:--|--:|--:|--:|--:|" + "--:|" * (len(WEIGHTS) + 2)]
+    heads += ["CPU s: direct", "twice", "the choice", "every assistant"]
+    lines = [line(heads), "|:--|--:|--:|--:|--:|" + "--:|" * (len(WEIGHTS) + 6)]
     for name, target in cells_of(settings):
         own = [setting for setting in settings if setting.name == name]
         lines.append(line([name, f"{target:g}", *choices(own, target, taught)]))
     unit = "hundredths" if settings[0].better > 0 else "nats"
-    said = f"Regret in {unit}: what the best assistant of the same seed is better by."
-    return "\n".join([*lines, "", f"{said} {trial_costs(settings, taught)}"])
+    said = f"Regret in {unit}: what the best assistant of the same seed is better by. CPU seconds, mean over seeds: the"
+    said += f" choice at {PUBLISHED:g} is the trial and its run, *every assistant* the trial and the runs of all larger ones."
+    return "\n".join([*lines, "", said])
 
 
 def choices(own: Sequence[Setting], target: float, taught: Sequence[str]) -> list[str]:
@@ -210,18 +220,22 @@ def choices(own: Sequence[Setting], target: float, taught: Sequence[str]) -> lis
         *(shown(values, own[0].better) for values in regrets),
         ", ".join(sorted({f"{scale:g}" for scale in gaps})),
         shown(of_gap, own[0].better),
+        *costs(own, target, able),
     ]
 
 
-def trial_costs(settings: Sequence[Setting], taught: Sequence[str]) -> str:
-    """What a choice costs in all, and what trying every assistant does."""
-    trial = statistics.mean(setting.seconds["trial"] for setting in settings)
-    each = statistics.mean(setting.seconds[arm] for setting in settings for arm in taught)
-    direct = statistics.mean(setting.seconds["direct"] for setting in settings)
-    return (
-        f"CPU seconds, mean of {len(settings)}: direct {direct:.0f} (1 run), the trade-off's choice {trial + each:.0f} "
-        f"(1 trial and 1 run), every assistant {trial + len(taught) * each:.0f} (1 trial and {len(taught)} runs)."
-    )
+def costs(own: Sequence[Setting], target: float, able: Sequence[str]) -> list[str]:
+    """CPU seconds of direct distillation, of twice its steps, of the choice in all, and of trying every assistant."""
+    spent = [
+        (
+            one.seconds["direct"],
+            one.seconds.get("direct-twice", float("nan")),
+            one.seconds["trial"] + one.seconds[f"{ASSISTANT}{one.choice(PUBLISHED, target):g}"],
+            one.seconds["trial"] + sum(one.seconds[arm] for arm in able),
+        )
+        for one in own
+    ]
+    return [f"{statistics.mean(values):.0f}" for values in zip(*spent, strict=True)]
 
 
 def family_table(settings: Sequence[Setting]) -> str:

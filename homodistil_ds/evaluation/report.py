@@ -129,8 +129,8 @@ def before_after_table(report: Report) -> str:
 
 
 def family_table(family: Sequence[MemberRow]) -> str:
-    """Markdown: a line per student; the best trade-off is marked."""
-    best = max(row.trade_off for row in family)
+    """Markdown: a line per student; the best trade-off of those that may teach is marked."""
+    best = max((row.trade_off for row in family[:-1]), default=None)
     lines = [
         "| scale | hidden / ffn / heads | parameters | held-out loss | KL | trade-off | steps | folder |",
         "|--:|:--|--:|--:|--:|--:|--:|:--|",
@@ -139,7 +139,7 @@ def family_table(family: Sequence[MemberRow]) -> str:
         shape = " / ".join(
             str(row.widths[name]) for name in ("hidden_size", "intermediate_size", "num_attention_heads")
         )
-        mark = "**" if row.trade_off == best else ""
+        mark = "**" if row.trade_off == best and row is not family[-1] else ""
         lines.append(
             f"| {row.scale:g} | {shape} | {row.parameters:,} | {row.heldout_loss:.4f} | {row.discrepancy_kl:.4f} "
             f"| {mark}{row.trade_off:.4f}{mark} | {row.step:,} | `{row.folder}` |"

@@ -117,12 +117,12 @@ def _markdown(report: TaskReport) -> str:
 
 
 def member_table(family: Sequence[TaskMember]) -> str:
-    """Markdown: a line per student that learnt together; the best trade-off is marked."""
-    best = max(row.trade_off for row in family)
+    """Markdown: a line per student that learnt together; the best trade-off of those that may teach is marked."""
+    best = max((row.trade_off for row in family[:-1]), default=None)
     lines = ["| scale | hidden / ffn / heads | parameters | score | trade-off | folder |", "|--:|:--|--:|--:|--:|:--|"]
     for row in family:
         shape = " / ".join(str(row.widths[name]) for name in ("hidden", "ffn", "heads"))
-        mark = "**" if row.trade_off == best else ""
+        mark = "**" if row.trade_off == best and row is not family[-1] else ""
         lines.append(
             f"| {row.scale:g} | {shape} | {row.parameters:,} | {row.score:.4f} | {mark}{row.trade_off:.4f}{mark} "
             f"| `{row.folder}` |"

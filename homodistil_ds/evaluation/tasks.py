@@ -68,3 +68,15 @@ def scores_on(
         assert examples.labels is not None
         found[split] = scores(task, predictions(examples), torch.from_numpy(examples.labels))
     return found
+
+
+def best_constant(task: Task, splits: Mapping[str, Encoded]) -> float:
+    """The primary score of the best single answer to every example; a correlation with one counts as 0."""
+    if not task.classes:
+        return 0.0
+    answers = torch.eye(len(task.classes))
+    found = (
+        scores_on(task, splits, lambda examples, answer=answer: answer.expand(len(examples), -1))  # type: ignore[misc]
+        for answer in answers
+    )
+    return max(primary_score(task, one) for one in found)

@@ -17,7 +17,7 @@ from homodistil_ds.evaluation.glue_metrics import primary_score
 from homodistil_ds.evaluation.heldout import Forward
 from homodistil_ds.evaluation.report import versions
 from homodistil_ds.evaluation.task_report import TaskReport, score_table, task_card, write_task_report
-from homodistil_ds.evaluation.tasks import measure_on, predict, scores_on
+from homodistil_ds.evaluation.tasks import best_constant, measure_on, predict, scores_on
 from homodistil_ds.methods.running import fill, saved, start_from, train
 from homodistil_ds.methods.task_setting import TaskSetting
 from homodistil_ds.models.depth import layer_map
@@ -51,6 +51,7 @@ def learn(setting: TaskSetting, source: PreTrainedModel | None = None, taught: W
     teacher, its = None, None
     if source is not None:
         its = scores_of(setting, in_float32(without_dropout(source).eval(), taught))
+        warn_of_chance(setting, its)
         teacher = Teacher(source, taught.family, objective.teacher_reads(), run=task_forward)
         in_format(teacher.to(ranks.device()), setting.train_dtype)
     stage = Stage(
@@ -184,3 +185,14 @@ def predictions_of(setting: TaskSetting, model: Forward, examples: Encoded) -> t
 def scores_of(setting: TaskSetting, model: Forward) -> Scores:
     data = setting.data
     return scores_on(data.task, data.evaluation, lambda examples: predictions_of(setting, model, examples))
+
+
+def warn_of_chance(setting: TaskSetting, its: Scores) -> None:
+    """Say so where the teacher's scores are those of a model that has not learnt this task."""
+    task, known = setting.data.task, primary_score(setting.data.task, its)
+    constant = best_constant(task, setting.data.evaluation)
+    if known <= constant:
+        setting.monitor.line(
+            f"warning: --teacher {setting.config.teacher} scores {known:.3f} on {task.name}, and one answer to every "
+            f"example {constant:.3f}: has it learnt this task?"
+        )

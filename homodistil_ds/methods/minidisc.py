@@ -33,6 +33,7 @@ from homodistil_ds.methods.learning import (
     predictions_of,
     save,
     scores_of,
+    warn_of_chance,
     write,
 )
 from homodistil_ds.methods.opening import say
@@ -65,6 +66,8 @@ def run(config: RunConfig, machine: Machine, command: str) -> None:
     ranks.together(lambda: check_teacher(config))
     held_out = config.task.held_out or HELD_OUT_SHARE
     trial = replace(config.task, held_out=held_out, predict=False)
+    if config.assistant != "none":  # what chose the assistant is not to judge its student, which may learn from it
+        config = replace(config, task=replace(config.task, held_out=0.0))
     with_assistant(config, machine, command, descend, model=config.teacher, task=trial, save_student=True)
 
 
@@ -105,6 +108,7 @@ def descend(config: RunConfig, machine: Machine, command: str, within: Path | No
         ranks.on_first(lambda: hold(within, say))
     plan, source = task_plan(setting.model.config), without_dropout(setting.model).eval()
     its = scores_of(setting, in_float32(source, plan))
+    warn_of_chance(setting, its)
     ranked = Spent()
     ranked.begin()
     order = order_of(setting, source, plan)

@@ -13,7 +13,7 @@ from homodistil_ds.data.glue import TASKS
 from homodistil_ds.data.task_batches import Encoded
 from homodistil_ds.evaluation.glue_metrics import scores
 from homodistil_ds.evaluation.heldout import Forward
-from homodistil_ds.evaluation.tasks import ROWS, measure_on, predict
+from homodistil_ds.evaluation.tasks import ROWS, best_constant, measure_on, predict
 from homodistil_ds.models.families import FAMILIES
 from homodistil_ds.models.tasks import task_forward
 
@@ -102,3 +102,14 @@ def test_a_measure_names_the_split_only_where_there_are_more() -> None:
                 single[metric if count == 1 else f"{split}_{metric}"] = value
         primary = [value for metric, value in single.items() if metric.rsplit("_", 1)[-1] in task.primary]
         assert found == pytest.approx({"score": sum(primary) / len(primary), **single}, abs=1e-6)
+
+
+def test_the_best_single_answer_is_the_commoner_class_and_no_correlation() -> None:
+    def labelled(*labels: float) -> dict[str, Encoded]:
+        few = examples(len(labels), 2)
+        return {"dev": Encoded(ids=few.ids, types=few.types, labels=np.array(labels), indices=few.indices)}
+
+    assert best_constant(TASKS["SST-2"], labelled(0, 0, 0, 1)) == pytest.approx(0.75)
+    assert best_constant(TASKS["MRPC"], labelled(1, 1, 1, 0)) == pytest.approx((0.75 + 6 / 7) / 2)
+    assert best_constant(TASKS["CoLA"], labelled(1, 1, 0)) == 0.0
+    assert best_constant(TASKS["STS-B"], labelled(0.1, 0.4)) == 0.0

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from integration.processes import machine, work
 
 STEPS, SCALES = 4, (0.5, 0.25, 0.1)
-STAGES, STOPPED = (0, 1, 2, 3), (2,)
+STAGES, STOPPED = (0, 1, 2, 3), (2, 3)
 TRIAL_LOOKS = 1 + STEPS  # for a reason to stop: at the start and after every step
 REGRESSION = "STS-B"  # of pairs
 Results = dict[str, dict[str, dict[str, Any]]]
@@ -57,11 +57,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two(values: dict[str, Any], folder: Path) -> Results:
     """Stopped in the trial after its step 2, and in what follows after its step 3; and between the two."""
     one_number = str(Path(values["teacher"]).with_name("teacher-1"))
-    pairs = {"teacher": one_number, "task": values["task"] | {"name": REGRESSION}}
+    pairs = {"teacher": one_number, "task": values["task"] | {"name": REGRESSION, "held_out": 0.25}}
     cases: dict[str, Any] = {
         REGRESSION: {"machine": machine(1), "config": pairs},
         "elastic": {"machine": machine(1), "stops": [3], "ends": False},
         "border": {"machine": machine(2), "stops": [TRIAL_LOOKS + 1]},
+        "broken": {"machine": machine(2), "broken_rank": 1},
     }
     for stage in STAGES:  # stage 3 comes last: it changes torch's linear for good, by a bit in the last place
         cases[f"zero{stage}"] = {"machine": machine(stage)}
@@ -110,6 +111,11 @@ def test_a_run_that_was_stopped_between_its_parts_is_the_run_that_never_was(two:
     assert two["border"] == two["zero2"]
 
 
+def test_ranks_that_order_neurons_differently_stop_before_any_is_cut(two: Results) -> None:
+    assert "DIST-MASKS-DIFFER: the order of the neurons of group" in two["broken"]["error"]
+    assert "differs from rank 0's on ranks [1]" in two["broken"]["error"]
+
+
 def test_a_trial_stopped_on_two_ranks_goes_on_on_one(values: dict[str, Any], two: Results, folder: Path) -> None:
     case = {"machine": machine(0), "begun": True}
     found, straight = work(1, "tasks", folder, config=values, cases={"elastic": case})["elastic"], two["zero1"]
@@ -132,6 +138,7 @@ def test_half_precision_is_near_single_precision(one: Results) -> None:
 def test_a_regression_of_pairs_leaves_students_that_answer_with_one_number(two: Results, folder: Path) -> None:
     trial, student = two[REGRESSION]["trial"], two[REGRESSION]["student"]
     assert set(student["metrics"]["dev"]) == {"pearson", "spearman"}
+    assert "dev" not in trial["metrics"], "what chooses the assistant does not judge its student"
     assert all(-1 <= row["score"] <= 1 for row in trial["family"])
     for row in trial["family"]:
         saved = AutoModelForSequenceClassification.from_pretrained(folder / REGRESSION / "trial" / row["folder"])

@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from ending import end
 
 from homodistil_ds.config import RunConfig, from_dict
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.machine import Machine
 from homodistil_ds.methods import method
+from homodistil_ds.pruning.gates import Gates
 from homodistil_ds.runtime import engine, guard, ranks
 from homodistil_ds.runtime.exit_reason import leave
 
@@ -45,6 +47,24 @@ def facts(run_dir: Path) -> dict[str, Any]:
     return {**kept, "weights": hashlib.sha256(weights).hexdigest()}
 
 
+def error_with_other_gates(config: RunConfig, machine: dict[str, Any], broken_rank: int) -> str:
+    """The error of a run of which one rank values its neurons the other way round."""
+    values = Gates.values
+
+    def turned(self: Gates) -> dict[str, torch.Tensor]:
+        sign = -1 if ranks.rank() == broken_rank else 1
+        return {group: sign * value for group, value in values(self).items()}
+
+    Gates.values = turned  # type: ignore[method-assign]
+    try:
+        run(config, machine, None, "never")
+    except HomodistilError as error:
+        return f"{error.error_id}: {error.what}"
+    finally:
+        Gates.values = values  # type: ignore[method-assign]
+    return ""
+
+
 def main() -> None:
     settings = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     out, results = Path(settings["out"]), {}
@@ -54,6 +74,9 @@ def main() -> None:
         run_dir = out / name
         values = settings["config"] | case.get("config", {}) | {"output_dir": str(run_dir)}
         config: RunConfig = from_dict(RunConfig, values, "the test")
+        if "broken_rank" in case:
+            results[name] = {"error": error_with_other_gates(config, case["machine"], case["broken_rank"])}
+            continue
         stops, ends = case.get("stops", []), case.get("ends", True)
         for place, stop_after in enumerate([*stops, *([None] if ends else [])]):
             resume = "auto" if place or case.get("begun") else "never"
