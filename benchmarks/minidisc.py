@@ -2,6 +2,7 @@
 
     python benchmarks/minidisc.py --output_dir runs/minidisc --teacher T --corpus enwiki.train.txt.xz --data glue/
     python benchmarks/minidisc.py --output_dir runs/minidisc ... --parts tasks         # a part of it
+    python benchmarks/minidisc.py --output_dir runs/seven ... --parts family --scales 0.75 0.5 0.35 0.25 0.15
     python benchmarks/minidisc.py --output_dir runs/minidisc --table                   # what there is so far
     python benchmarks/minidisc.py --output_dir elsewhere ... --known minidisc.json     # without what that file has
 
@@ -41,7 +42,7 @@ from homodistil_ds.methods.minidisc import HELD_OUT_SHARE
 from homodistil_ds.models.families import plan_for
 from homodistil_ds.models.loading import folder_of
 
-PARTS = ("tasks", "text", "text_on_tasks", "cost")
+PARTS = ("tasks", "text", "text_on_tasks", "cost")  # unless some are named; "family" is a part of "text"
 FIXED = ("teacher", "corpus", "scales", "targets", "epochs", "learning_rate", "text_steps", "text_rate")
 FIXED += ("batch", "sequence_length", "held_out_sequences")
 FORM = 2  # of the comparison itself: the cells of another one do not fit beside its own
@@ -54,7 +55,7 @@ def main() -> None:
     bench = Bench(given, known)
     bench.check_same()
     for part in () if given.table else given.parts:
-        getattr(bench, part)()
+        bench.parts[part]()
     print(minidisc_table.write(given.output_dir, known))
 
 
@@ -64,7 +65,7 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument("--teacher", default="builtin", help="of language, whose fine-tuned versions teach the tasks")
     parser.add_argument("--corpus", nargs="+", default=["builtin"])
     parser.add_argument("--data", help="folder of GLUE task folders, or a hub data set")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=(*PARTS, "family"), default=list(PARTS))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--scales", type=float, nargs="+", default=[0.5, 0.3, 0.2], help="that may teach")
@@ -93,6 +94,13 @@ class Bench:
         self.cells = Cells(given, plan_for(AutoConfig.from_pretrained(folder_of(given.teacher))))
         self.targets = scales_text(given.targets)
         self.family = scales_text([*given.scales, *given.targets])
+        self.parts = {
+            "tasks": self.tasks,
+            "text": self.text,
+            "text_on_tasks": self.text_on_tasks,
+            "family": self.family_alone,
+            "cost": self.cost,
+        }
 
     def check_same(self) -> None:
         path = self.folder / "settings.json"
@@ -169,6 +177,12 @@ class Bench:
         cells = itertools.product([*direct, *taught], seeds)
         self.each(cells, lambda cell: self.distil(cell[0][0], cell[0][1], cell[1], cell[0][2], cell[0][3]))
         self.each(seeds, self.alone)
+
+    def family_alone(self) -> None:
+        """What a family costs: the descent that leaves it, and the smallest alone, without any assistant's turn."""
+        prepare_corpus(self.given, self.given.teacher)
+        self.each(self.given.seeds, lambda seed: self.distil("trial", self.family, seed))
+        self.each(self.given.seeds, self.alone)
 
     def alone(self, seed: int) -> None:
         """The smallest student of the trial by itself, at the very shape that it has there."""

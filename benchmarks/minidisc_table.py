@@ -87,7 +87,8 @@ def write(folder: Path, known: Known) -> str:
     cost = folder / "cost.json"
     measured = json.loads(cost.read_text(encoding="utf-8")) if cost.exists() else known.get("cost")
     parts = [arms_table(on_tasks), choices_table(on_tasks), arms_table(text), choices_table(text)]
-    parts += [family_table(text), learnt_table(learnt), cost_table(measured) if measured else ""]
+    families = together(known.get("text", ()), trials(folder / "text", -1))
+    parts += [family_table(families), learnt_table(learnt), cost_table(measured) if measured else ""]
     page = "\n\n".join(part for part in parts if part) + "\n"
     facts = {"settings": json.loads((folder / "settings.json").read_text(encoding="utf-8"))}
     facts |= {"tasks": [vars(own) for own in on_tasks], "text": [vars(own) for own in text], "text_on_tasks": learnt}
@@ -118,9 +119,12 @@ def restored(row: Mapping[str, Any]) -> Setting:
 
 def read(folder: Path, better: int) -> list[Setting]:
     """The settings whose runs are all complete, in <task>/<seed>/ or in <seed>/."""
-    trials = sorted(folder.glob("**/trial/report.json"))
-    found = [setting_of(path.parent.parent, better) for path in trials]
-    return [setting for setting in found if set(setting.arms) <= set(setting.scores)]
+    return [setting for setting in trials(folder, better) if set(setting.arms) <= set(setting.scores)]
+
+
+def trials(folder: Path, better: int) -> list[Setting]:
+    """Every setting whose trial is complete, with those of its arms that are."""
+    return [setting_of(path.parent.parent, better) for path in sorted(folder.glob("**/trial/report.json"))]
 
 
 def setting_of(place: Path, better: int) -> Setting:
@@ -202,7 +206,7 @@ def choices_table(settings: Sequence[Setting]) -> str:
         lines.append(line([name, f"{target:g}", *choices(own, target, taught)]))
     unit = "hundredths" if settings[0].better > 0 else "nats"
     said = f"Regret in {unit}: what the best assistant of the same seed is better by. CPU seconds, mean over seeds: the"
-    said += f" choice at {PUBLISHED:g} is the trial and its run, *every assistant* the trial and the runs of all larger ones."
+    said += f" choice at {PUBLISHED:g} is the trial and its run, *every assistant* the trial and all larger ones' runs."
     return "\n".join([*lines, "", said])
 
 
