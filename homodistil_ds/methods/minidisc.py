@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from homodistil_ds.config import RunConfig
 from homodistil_ds.data.glue import task_named
+from homodistil_ds.data.glue_files import read_split
 from homodistil_ds.distillation.losses import Inputs
 from homodistil_ds.distillation.objective import Objective
 from homodistil_ds.errors import HomodistilError
@@ -68,7 +69,15 @@ def run(config: RunConfig, machine: Machine, command: str) -> None:
     trial = replace(config.task, held_out=held_out, predict=False)
     if config.assistant != "none":  # what chose the assistant is not to judge its student, which may learn from it
         config = replace(config, task=replace(config.task, held_out=0.0))
+        ranks.together(lambda: check_splits(config))
     with_assistant(config, machine, command, descend, model=config.teacher, task=trial, save_student=True)
+
+
+def check_splits(config: RunConfig) -> None:
+    """What will judge the assistant's students is there before a trial is paid for. Raises HomodistilError."""
+    task = task_named(config.task.name)
+    for split in task.evaluation:
+        read_split(config.task.data, task, split)
 
 
 def check_teacher(config: RunConfig) -> None:

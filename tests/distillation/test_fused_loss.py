@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from homodistil_ds.models.forward import Activations, Student, lone_matrix
 COMPARED = """
 import json, sys, torch
 from homodistil_ds.config import LossConfig
-from homodistil_ds.distillation import objective
+from homodistil_ds.distillation import fused_loss, objective
 from homodistil_ds.distillation.losses import LOSSES, Inputs
 from homodistil_ds.models.forward import Activations
 
@@ -35,6 +36,7 @@ inputs = Inputs(
     teacher=Activations(predicted=taught, head=shown, matrix=shown.weight),
     labels=torch.randint(V, (3, 10)), temperature=2.0, vocabulary=V,
 )
+fused_loss.LEAST_ROWS = 0
 found = {}
 for name in ("mlm", "kl", "reverse_kl", "jsd"):
     for by_liger in (False, True):
@@ -49,6 +51,8 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def compared() -> dict[str, list[float]]:
+    if find_spec("liger_kernel") is None:
+        pytest.skip("pip install -e '.[liger]'")
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     root = Path(__file__).parents[2]
     command = [sys.executable, "-c", COMPARED]
@@ -84,16 +88,20 @@ def test_only_one_loss_of_logits_on_a_gpu_with_liger(monkeypatch: pytest.MonkeyP
     assert serves(["kl"]) is (torch.cuda.is_available() and fused_loss.find_spec("liger_kernel") is not None)
 
 
-def test_a_head_in_pieces_with_a_bias_or_without_gradients_does_not_fit() -> None:
+def test_a_head_in_pieces_with_a_bias_in_fp16_of_few_rows_or_without_gradients_does_not_fit() -> None:
+    """Enough rows are 256 for every V / H positions."""
     plain, biased = nn.Linear(4, 9, bias=False), nn.Linear(4, 9)
     assert lone_matrix([biased]) is None
     assert lone_matrix([plain, plain]) is None
 
-    def inputs(head: nn.Linear) -> Inputs:
-        side = Activations(predicted=torch.randn(1, 2, 4), head=head, matrix=lone_matrix([head]))
-        return Inputs(student=side, teacher=Activations(), labels=torch.zeros(1, 2, dtype=torch.long))
+    def inputs(head: nn.Linear, positions: int = 576, dtype: torch.dtype = torch.bfloat16) -> Inputs:
+        states = torch.randn(1, positions, 4, dtype=dtype)
+        side = Activations(predicted=states, head=head, matrix=lone_matrix([head]))
+        return Inputs(student=side, teacher=Activations(), labels=torch.zeros(1, positions, dtype=torch.long))
 
     assert fits(inputs(plain))
+    assert not fits(inputs(plain, positions=575))
+    assert not fits(inputs(plain, dtype=torch.float16))
     assert not fits(inputs(biased))
     with torch.no_grad():
         assert not fits(inputs(plain))

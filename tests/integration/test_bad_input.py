@@ -335,6 +335,14 @@ def model_beside_nested_students(inputs: Inputs) -> tuple[list[str], list[str]]:
     return inputs.task_flags("minidisc", "--teacher", inputs.classifier(2)), ["--model", "Leave --model out"]
 
 
+def assistant_whose_students_nothing_would_judge(inputs: Inputs) -> tuple[list[str], list[str]]:
+    """The trial is judged by training examples; what follows is not."""
+    teacher = inputs.classifier(2)
+    flags = inputs.task_flags("minidisc", "--teacher", teacher, "--model", teacher, "--task.held_out", "0.2")
+    (inputs.folder / "glue" / "SST-2" / "dev.tsv").unlink()
+    return flags, ["dev"]
+
+
 Case = Callable[[Inputs], tuple[list[str], list[str]]]
 CASES: dict[Case, str] = {
     misspelt_deepspeed_key: "CFG-UNKNOWN-KEY",
@@ -374,6 +382,7 @@ CASES: dict[Case, str] = {
     sizes_beside_nested_students: "CFG-RANGE",
     nested_students_that_learn_nothing_of_the_teacher: "CFG-RANGE",
     model_beside_nested_students: "CFG-FLAG",
+    assistant_whose_students_nothing_would_judge: "DATA-GLUE-SPLIT",
     missing_task_data: "DATA-GLUE",
     task_without_its_folder: "DATA-GLUE",
     model_of_another_task: "DATA-CLASSES",
