@@ -54,7 +54,7 @@ def footprint(job: Job, widths: Widths, after: Widths | None = None) -> Footprin
     always = framework | {"teacher": teacher_bytes(job)} | states(job, widths)
     pass_through = activations(job, widths) | {"logits": logits(job)}
     gradients = {"gradients": gradient_bytes(job, widths) + offloaded_gradients(job, widths)}
-    then = {"optimizer step": step_bytes(job, widths), "cut": cut_bytes(job, after) if after else 0}
+    then = {"optimizer step": step_bytes(job, widths), "cut": cut_bytes(job, widths, after) if after else 0}
     items = always | gradients | pass_through | then
     passing, stepping = sum(pass_through.values()), max(then.values())
     # Small tensors that a process keeps when they are freed are still there at the optimizer step.
@@ -135,10 +135,16 @@ def step_bytes(job: Job, widths: Widths) -> int:
     return ((2 if job.stage == 1 else 1) * w + FP32) * size // job.ranks  # at stage 2 one copy is there already
 
 
-def cut_bytes(job: Job, after: Widths) -> int:
+def cut_bytes(job: Job, before: Widths, after: Widths) -> int:
     """What is left of this rank's state, and what of it goes to others and comes from them; beside a GPU's memory."""
+    if not job.device.keeps_freed:
+        return 0
     own = ADAM_STATES * entries(job.trained(after)) // job.ranks
-    return own + 2 * own * (job.ranks - 1) // job.ranks if job.device.keeps_freed else 0
+    exchanged = 2 * own * (job.ranks - 1) // job.ranks
+    if not _keeps_freed(job):  # by then the new engine has taken the old one's place
+        gone = sum(states(job, before).values()) + gradient_bytes(job, before) + offloaded_gradients(job, before)
+        exchanged = max(0, exchanged + sum(states(job, after).values()) - gone)
+    return own + exchanged
 
 
 def activations(job: Job, widths: Widths) -> dict[str, int]:
