@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 import time
 from collections.abc import Mapping
@@ -29,9 +30,10 @@ MEASURED_SECONDS = 0.2
 class Device:
     """What one rank computes on. Rates in FLOP/s and bytes/s.
 
-    `product` is the rate of the largest matrix product in half precision, `peak` the data sheet's, of which a model's
-    FLOPs utilisation is a share; `bus` what a collective moves per second between the ranks of a node, `host_link` what
-    a copy from or to host memory does; `framework` the bytes that a process takes before it has any model.
+    `product` is the rate of the largest matrix product in half precision, `single` that in float32, `peak` the data
+    sheet's in half precision, of which a model's FLOPs utilisation is a share; `bus` what a collective moves per second
+    between the ranks of a node, `host_link` what a copy from or to host memory does; `framework` the bytes that a
+    process takes before it has any model.
     `keeps_freed`: memory of small tensors is not given back while the process lives, so what peaks at different times
     adds up.
     """
@@ -39,19 +41,25 @@ class Device:
     name: str
     peak: float
     product: float
+    single: float
     bandwidth: float
     memory: int
     bus: float
     host_link: float
     framework: int = FRAMEWORK
+    bf16: bool = True
+    """Whether it multiplies in bf16 faster than in float32."""
     keeps_freed: bool = False
 
 
-def _gpu(name: str, peak: float, product: float, bandwidth: float, gib: int, bus: float, pcie: int) -> Device:
+def _gpu(
+    name: str, peak: float, product: float, single: float, bandwidth: float, gib: int, bus: float, pcie: int
+) -> Device:
     return Device(
         name=name,
         peak=peak,
         product=product,
+        single=0.8 * single,
         bandwidth=0.85 * bandwidth,
         memory=gib * GIB,
         bus=bus,
@@ -66,15 +74,15 @@ HOST_LINK_SHARE = 0.8  # of it that copies of pinned memory reach
 GPUS: Mapping[str, Device] = {
     device.name: device
     for device in (
-        _gpu("v100", 125e12, 100e12, 0.9e12, 31, 120e9, 3),
-        _gpu("a10", 125e12, 100e12, 0.6e12, 22, 25e9, 4),
-        _gpu("l4", 121e12, 97e12, 0.3e12, 22, 25e9, 4),
-        _gpu("l40s", 362e12, 290e12, 0.864e12, 44, 25e9, 4),
-        _gpu("a100-40", 312e12, 268e12, 1.55e12, 39, 230e9, 4),
-        _gpu("a100", 312e12, 268e12, 2.0e12, 79, 230e9, 4),
-        _gpu("h100", 989e12, 790e12, 3.35e12, 79, 360e9, 5),
-        _gpu("h200", 989e12, 790e12, 4.8e12, 139, 360e9, 5),
-        _gpu("b200", 2250e12, 1800e12, 8.0e12, 178, 720e9, 5),
+        replace(_gpu("v100", 125e12, 100e12, 15.7e12, 0.9e12, 31, 120e9, 3), bf16=False),
+        _gpu("a10", 125e12, 100e12, 31.2e12, 0.6e12, 22, 25e9, 4),
+        _gpu("l4", 121e12, 97e12, 30.3e12, 0.3e12, 22, 25e9, 4),
+        _gpu("l40s", 362e12, 290e12, 91.6e12, 0.864e12, 44, 25e9, 4),
+        _gpu("a100-40", 312e12, 268e12, 19.5e12, 1.55e12, 39, 230e9, 4),
+        _gpu("a100", 312e12, 268e12, 19.5e12, 2.0e12, 79, 230e9, 4),
+        _gpu("h100", 989e12, 790e12, 67e12, 3.35e12, 79, 360e9, 5),
+        _gpu("h200", 989e12, 790e12, 67e12, 4.8e12, 139, 360e9, 5),
+        _gpu("b200", 2250e12, 1800e12, 80e12, 8.0e12, 178, 720e9, 5),
     )
 }
 HERE = "cpu"
@@ -84,7 +92,10 @@ def device_named(name: str, ranks_per_node: int = 1) -> Device:
     """A GPU of the table, or `cpu`: a rank's share of this machine. Raises HomodistilError for another name."""
     if name == HERE:
         own = this_cpu()
-        return replace(own, memory=own.framework + (own.memory - own.framework) // ranks_per_node)
+        share = min(1.0, (os.cpu_count() or 1) / (ranks_per_node * torch.get_num_threads()))
+        rate = share * own.product
+        shared = own.framework + (own.memory - own.framework) // ranks_per_node
+        return replace(own, memory=shared, peak=rate, product=rate, single=rate)
     if name.lower() not in GPUS:
         near = difflib.get_close_matches(name.lower(), GPUS, n=1)
         known = f"Use {', '.join((*GPUS, HERE))}."
@@ -120,6 +131,7 @@ def this_cpu() -> Device:
         name=HERE,
         peak=rate,
         product=rate,
+        single=rate,
         bandwidth=1e10,
         memory=memory.available_bytes() + own,
         bus=1e9,

@@ -57,9 +57,11 @@ def footprint(job: Job, widths: Widths, after: Widths | None = None) -> Footprin
     then = {"optimizer step": step_bytes(job, widths), "cut": cut_bytes(job, widths, after) if after else 0}
     items = always | gradients | pass_through | then
     passing, stepping = sum(pass_through.values()), max(then.values())
+    # At stage 1 the bucket goes with the backward pass; at stage 2 peaks are those with it.
+    released = bucket_bytes(job, widths) if job.stage == 1 else 0
     # Small tensors that a process keeps when they are freed are still there at the optimizer step.
-    most = passing + stepping if _keeps_freed(job) else max(passing, stepping)
-    peak = sum(always.values()) + sum(gradients.values()) + most
+    most = passing + max(released, stepping) if _keeps_freed(job) else max(released + passing, stepping)
+    peak = sum(always.values()) + sum(gradients.values()) - released + most
     if not job.device.keeps_freed:
         peak = round(FRAGMENTS * (peak - framework["framework"])) + framework["framework"]
     return Footprint(items=items, peak=peak, host=host_bytes(job, widths))
@@ -112,17 +114,21 @@ def offloaded_gradients(job: Job, widths: Widths) -> int:
 
 def gradient_bytes(job: Job, widths: Widths) -> int:
     """Gradients as they are when the backward pass ends, with the bucket they are reduced in."""
-    size, w = entries(job.trained(widths)), job.weight_bytes
-    most = job.zero("reduce_bucket_size", BUCKET)
-    # DeepSpeed makes it whole; what nobody writes to is no memory of a process on a CPU.
-    used = min(size, most) if job.device.keeps_freed or job.stage == 0 else most
-    bucket = w * used * (2 if job.zero("overlap_comm", False) else 1)
+    size, w, bucket = entries(job.trained(widths)), job.weight_bytes, bucket_bytes(job, widths)
     if job.stage in (0, 1):
         return w * size + bucket
     own = 0 if job.offloads else w * size // job.ranks
     if job.stage == 3:
         return own + 2 * bucket  # reduced from a second copy
     return own * (2 if job.accumulation > 1 else 1) + bucket  # what was reduced of the micro batches before stays
+
+
+def bucket_bytes(job: Job, widths: Widths) -> int:
+    """What gradients are reduced in."""
+    size, most = entries(job.trained(widths)), job.zero("reduce_bucket_size", BUCKET)
+    # DeepSpeed makes it whole; what nobody writes to is no memory of a process on a CPU.
+    used = min(size, most) if job.device.keeps_freed or job.stage == 0 else most
+    return job.weight_bytes * used * (2 if job.zero("overlap_comm", False) else 1)
 
 
 def step_bytes(job: Job, widths: Widths) -> int:

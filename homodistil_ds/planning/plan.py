@@ -13,7 +13,7 @@ from homodistil_ds.planning.descent import lost_by_recomputing
 from homodistil_ds.planning.devices import GIB
 from homodistil_ds.planning.job import Job, entries
 from homodistil_ds.planning.memory import Footprint, end_bytes, footprint, host_bytes_around, job_at, start_bytes
-from homodistil_ds.planning.speed import Pace, pace
+from homodistil_ds.planning.speed import Pace, in_half, pace
 from homodistil_ds.planning.traffic import step_traffic
 from homodistil_ds.pruning.milestones import Milestone
 from homodistil_ds.runtime import ds_config
@@ -241,6 +241,10 @@ def _warnings(plan: Plan) -> Iterator[str]:
             does = f"ZeRO {best.stage}, the teacher {best.placement} and a micro batch of {best.micro_batch}{added}"
         needed, has = plan.peak / GIB, device.memory / GIB
         yield f"does not fit: {needed:.1f} of {has:.1f} GiB per rank; {does}"
+    if not in_half(job) and not device.keeps_freed:
+        half = "bf16 or fp16" if device.bf16 else "fp16"
+        share = device.single / device.product
+        yield f"products in float32, at {share:.0%} of the rate of half precision: {half} is for this GPU"
     if job.tokens < ENOUGH_TOKENS and job.ranks > 1 and job.stage == 3 and not device.keeps_freed:
         yield (
             f"a micro batch has {job.tokens:,} tokens: under {ENOUGH_TOKENS:,} ZeRO 3 waits for weights longer than it "

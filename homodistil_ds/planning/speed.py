@@ -43,7 +43,8 @@ def pace(job: Job, widths: Widths, scored: bool) -> Pace:
     tokens = job.tokens * job.accumulation
     body = body_flops(job.student_plan, widths, job.config.sequence_length, job.predicted_share)
     again = body * ds_config.recomputes(job.machine)
-    products = tokens * (job.flops(widths) + again) / device.product
+    rate = device.product if in_half(job) else device.single  # nothing here turns TF32 on
+    products = tokens * (job.flops(widths) + again) / rate
     moved = tokens * _moved(job, widths) + ADAM_BYTES * entries(job.trained(widths)) / (job.ranks if job.stage else 1)
     computing = (products + moved / device.bandwidth) / reached
     traffic = step_traffic(job, widths, scored)
@@ -58,6 +59,11 @@ def pace(job: Job, widths: Widths, scored: bool) -> Pace:
         tokens_per_second=tokens * job.ranks / seconds,
         utilisation=tokens * useful_flops(job, widths) / (seconds * device.peak),
     )
+
+
+def in_half(job: Job) -> bool:
+    """Whether products run on the device's units for half precision."""
+    return job.computed_bytes == 2 and (job.device.bf16 or ds_config.precision(job.machine) == "fp16")
 
 
 def useful_flops(job: Job, widths: Widths) -> float:

@@ -1,6 +1,7 @@
 """Plans against what torch counts, what a run will do, and figures that are known."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,30 @@ def test_what_is_offloaded_where_there_is_only_host_memory_stays_in_it(tmp_path:
         assert there["gradients"] - here["gradients"] == 4 * 6_738_415_616 // 8
         assert there["optimizer"] == here["optimizer"] > 0
         assert there["optimizer step"] == 0 < here["optimizer step"]
+
+
+def test_products_have_the_rate_of_their_precision(tmp_path: Path) -> None:
+    config = llama_7b(tmp_path)
+
+    def plan(device: Device, **precision: Any) -> Plan:
+        values = {**machine(1), "bf16": {"enabled": False}, **precision}
+        return plan_of(job(config, values, device=device))
+
+    half, single = plan(H100, bf16={"enabled": True}), plan(H100)
+    assert single.seconds > 5 * half.seconds
+    assert any("in float32, at 7% of the rate" in warning for warning in single.warnings)
+    assert not any("float32" in warning for warning in half.warnings)
+    old = [plan(GPUS["v100"], **{name: {"enabled": True}}) for name in ("bf16", "fp16")]
+    assert old[0].seconds > 3 * old[1].seconds
+    assert any("fp16 is for this GPU" in warning for warning in old[0].warnings)
+
+
+def test_ranks_on_cpus_share_the_cores_that_they_have() -> None:
+    cores, threads = os.cpu_count() or 1, torch.get_num_threads()
+    few, many = device_named("cpu", 1), device_named("cpu", 64 * cores)
+    assert many.product < few.product / 8
+    assert many.memory < few.memory
+    assert threads <= cores
 
 
 def test_of_two_stacks_each_counts_with_what_it_reads(tmp_path: Path) -> None:
