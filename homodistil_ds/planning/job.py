@@ -18,7 +18,7 @@ from homodistil_ds.machine import Machine
 from homodistil_ds.models.width import TRAINED_PREFIX, WidthPlan, Widths, count
 from homodistil_ds.planning.descent import Descent, check_cache, descent_of
 from homodistil_ds.planning.devices import NETWORK_GBITS, Device, network_bus
-from homodistil_ds.pruning.cost import step_parts
+from homodistil_ds.pruning.cost import FORWARD, FORWARD_AND_BACKWARD, step_parts, table_flops
 from homodistil_ds.pruning.milestones import Milestone, place_cuts
 from homodistil_ds.pruning.schedule import WidthSchedule
 from homodistil_ds.runtime import ds_config, memory, placement
@@ -165,8 +165,10 @@ class Job:
         return sum(self.flop_parts(widths).values())
 
     def flop_parts(self, widths: Widths) -> Mapping[str, float]:
-        """The terms of `flops`: teacher, body, head, projections and maps."""
-        return step_parts(
+        """The terms of `flops`: teacher, body, head, projections, maps and tables of positions."""
+        tables = FORWARD_AND_BACKWARD * table_flops(self.student_plan, widths)
+        tables += FORWARD * table_flops(self.plan, self.plan.full) * self.with_teacher
+        parts = step_parts(
             self.student_plan,
             widths,
             sequence_length=self.config.sequence_length,
@@ -176,6 +178,7 @@ class Job:
             teacher_plan=self.plan,
             tiled_layers=self.objective.tiled_layers(self.student_plan.layers),
         )
+        return {**parts, "tables": tables / self.tokens}
 
 
 def job_of(

@@ -94,8 +94,8 @@ def _speaks(reads: Collection[str]) -> bool:
 
 def body_flops(plan: WidthPlan, widths: Widths, sequence_length: int, predicted_share: float) -> float:
     """FLOPs per token of a forward pass through the layers; every token attends to all of its sequence, and in a
-    decoder's layer to all that the encoder reads. Products with a table of positions count; making that table's keys
-    and queries, once for a micro batch, does not."""
+    decoder's layer to all that the encoder reads. Products with a table of positions count; that table's keys and
+    queries are `table_flops`."""
     of_stacks = stacks(plan, sequence_length, predicted_share)
     shares = {stack: share for stack, _, share in of_stacks}
     matrices = 0.0
@@ -107,6 +107,12 @@ def body_flops(plan: WidthPlan, widths: Widths, sequence_length: int, predicted_
     pairs = sum(layers * share**2 for _, layers, share in of_stacks) + crossed(of_stacks)
     compared = plan.fixed.get("compared", 0) * sum(layers for _, layers, _ in of_stacks)
     return 2 * matrices + widths.heads * widths.head_size * (4 * sequence_length * pairs + 2 * compared)
+
+
+def table_flops(plan: WidthPlan, widths: Widths) -> float:
+    """FLOPs of a forward pass that makes keys and queries of a table of positions, once for a micro batch."""
+    rows = plan.layers * plan.fixed.get("compared", 0)
+    return 2 * rows * widths.hidden * widths.heads * widths.head_size
 
 
 def stacks(plan: WidthPlan, sequence_length: int, predicted_share: float) -> Stacks:
