@@ -10,6 +10,7 @@ code is 1 where the run does not fit.
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -18,7 +19,7 @@ if __name__ == "__main__":
 from homodistil_ds.command import parse
 from homodistil_ds.errors import HomodistilError, require
 from homodistil_ds.planning import page
-from homodistil_ds.planning.devices import GPUS, HERE, NETWORK_GBITS, device_named
+from homodistil_ds.planning.devices import GIB, GPUS, HERE, NETWORK_GBITS, device_named
 from homodistil_ds.planning.job import job_of
 from homodistil_ds.planning.plan import plan_of
 from homodistil_ds.runtime import console
@@ -32,6 +33,9 @@ def main(arguments: list[str]) -> int:
             require(f"--{name}", getattr(given, name), getattr(given, name) > 0, "Use a number above 0.")
         config, machine = parse(rest, first=True)
         device = device_named(given.gpu, given.gpus_per_node)
+        if given.host_memory is not None:
+            require("--host_memory", given.host_memory, given.host_memory > 0, "Use a number of GiB above 0.")
+            device = replace(device, host_memory=round(given.host_memory * GIB))
         places = {"nodes": given.nodes, "ranks_per_node": given.gpus_per_node}
         plan = plan_of(job_of(config, machine, device=device, gbits=given.network_gbits, **places))
         console.say(page.text(plan))
@@ -51,6 +55,9 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument("--gpus_per_node", "--gpus-per-node", type=int, default=1, help="(default: 1)")
     parser.add_argument(
         "--gpu", default="h100", help=f"{', '.join(GPUS)}, or {HERE}: this machine's cores (default: h100)"
+    )
+    parser.add_argument(
+        "--host_memory", "--host-memory", type=float, metavar="GIB", help="of a node, beside its GPUs (default: enough)"
     )
     parser.add_argument("--network_gbits", "--network-gbits", type=float, default=NETWORK_GBITS, help="per GPU")
     parser.add_argument("--write_to", "--write-to", type=Path, metavar="FOLDER")

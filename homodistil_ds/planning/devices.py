@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import psutil
 import torch
 
 from homodistil_ds.errors import HomodistilError
@@ -50,6 +51,8 @@ class Device:
     bf16: bool = True
     """Whether it multiplies in bf16 faster than in float32."""
     keeps_freed: bool = False
+    host_memory: int = 0
+    """Bytes of a node's host memory beside GPUs, 0 where it is not known."""
 
 
 def _gpu(
@@ -110,7 +113,8 @@ def this_device() -> Device:
     if not torch.cuda.is_available():
         return this_cpu()
     called = torch.cuda.get_device_name()
-    return replace(gpu_called(called), memory=torch.cuda.mem_get_info()[1])
+    host = psutil.virtual_memory().total
+    return replace(gpu_called(called), memory=torch.cuda.mem_get_info()[1], host_memory=host)
 
 
 def gpu_called(called: str) -> Device:

@@ -296,6 +296,15 @@ def check_room(job: Job, free: int) -> None:
         own = footprint(job, job.first_widths)
     except RuntimeError:
         return  # a forward pass that cannot do without values is not looked at; the run may still fit
+    host = job.ranks_per_node * max(own.host, host_bytes_around(job))
+    if job.device.host_memory and host > (1 + PLAN_ERROR) * job.device.host_memory:
+        raise HomodistilError(
+            "CFG-MEMORY",
+            f"this run needs {host / GIB:,.1f} GiB of this node's host memory, which has "
+            f"{job.device.host_memory / GIB:,.1f}: {job.ranks_per_node} ranks keep Adam, weights or the teacher there",
+            "Offload less, use fewer ranks per node and more nodes; tools/plan.py, with the same flags and "
+            "--host_memory, shows what would fit.",
+        )
     starts = start_bytes(job)
     needed = max(own.peak, starts) - job.device.framework
     if needed <= (1 + PLAN_ERROR) * free:

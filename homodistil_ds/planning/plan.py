@@ -10,13 +10,14 @@ from homodistil_ds.models.families import legal_shapes
 from homodistil_ds.models.width import Widths, count
 from homodistil_ds.planning import memory
 from homodistil_ds.planning.descent import lost_by_recomputing
-from homodistil_ds.planning.devices import GIB
+from homodistil_ds.planning.devices import GIB, Device
 from homodistil_ds.planning.job import Job, entries
 from homodistil_ds.planning.memory import Footprint, end_bytes, footprint, host_bytes_around, job_at, start_bytes
 from homodistil_ds.planning.speed import Pace, in_half, pace
 from homodistil_ds.planning.traffic import step_traffic
 from homodistil_ds.pruning.milestones import Milestone
 from homodistil_ds.runtime import ds_config
+from homodistil_ds.runtime.ds_config import OFFLOADED_FROM
 
 ROOM = 0.95  # of a device's memory that a plan may fill: formulas are some per cent off
 TILE = 64  # widths in these multiples keep tensor cores busy
@@ -96,7 +97,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        return self.peak <= ROOM * self.job.device.memory
+        return fits_in(self.job.device, self.peak, self.host_peak)
 
     @property
     def seconds(self) -> float:
@@ -133,6 +134,11 @@ def plan_of(job: Job) -> Plan:
     )
 
 
+def fits_in(device: Device, peak: int, host: int) -> bool:
+    """`peak` bytes in a rank's memory and `host` bytes in a node's, where that is known."""
+    return peak <= ROOM * device.memory and (not device.host_memory or host <= ROOM * device.host_memory)
+
+
 def host_peak(job: Job, phases: Sequence[Phase]) -> int:
     """Bytes of a node's host memory, beside GPUs."""
     return job.ranks_per_node * max(host_bytes_around(job), *(phase.footprint.host for phase in phases))
@@ -161,14 +167,30 @@ def _choices(job: Job) -> Iterator[Choice]:
     """Every stage that this precision trains at with every placement, the cheapest that fits first.
 
     Each with the largest micro batch that fits, of the one that was asked for and its halves. Where none fits, the same
-    with means that take time for memory.
+    with means that take time for memory; where such means are asked for, also what fits without them.
     """
-    found: list[Choice] = []
+    found = [choice for choice in _all_choices(_without_means(job)) if choice.fits] if _has_means(job) else []
     for own in _ever_smaller(job):
-        found += [_choice(own, stage, placement) for stage in _stages(own) for placement in _placements(own)]
+        found += _all_choices(own)
         if any(choice.fits for choice in found):
             break
     yield from sorted(found, key=lambda choice: (not choice.fits, choice.hours if choice.fits else choice.peak))
+
+
+def _all_choices(job: Job) -> list[Choice]:
+    return [_choice(job, stage, placement) for stage in _stages(job) for placement in _placements(job)]
+
+
+def _has_means(job: Job) -> bool:
+    """Whether the DeepSpeed configuration takes time for a GPU's memory."""
+    return not job.device.keeps_freed and (ds_config.recomputes(job.machine) or job.offloads)
+
+
+def _without_means(job: Job) -> Job:
+    """The job with all states on the GPU and every layer run once."""
+    zero = {name: value for name, value in job.machine["zero_optimization"].items() if name not in OFFLOADED_FROM}
+    machine = {name: value for name, value in job.machine.items() if name != "activation_checkpointing"}
+    return replace(job, machine=machine | {"zero_optimization": zero}, later=None)
 
 
 def _ever_smaller(job: Job) -> Iterator[Job]:
@@ -201,7 +223,7 @@ def _placements(job: Job) -> list[str]:
 
 def _choice(job: Job, stage: int, placement: str) -> Choice:
     zero = {**job.machine.get("zero_optimization", {}), "stage": stage}
-    for key, lowest in ds_config.OFFLOADED_FROM.items():
+    for key, lowest in OFFLOADED_FROM.items():
         if stage < lowest:
             zero.pop(key, None)
     micro, times = job.micro_batch, job.accumulation
@@ -210,7 +232,7 @@ def _choice(job: Job, stage: int, placement: str) -> Choice:
         own = replace(job, machine={**job.machine, **sizes, "zero_optimization": zero}, later=None, placement=placement)
         phases = list(_phases(own))
         peak = max(start_bytes(own), end_bytes(own), *(phase.footprint.peak for phase in phases))
-        fits = peak <= ROOM * own.device.memory
+        fits = fits_in(own.device, peak, host_peak(own, phases))
         if fits or micro % 2:
             break
         micro, times = micro // 2, times * 2
@@ -239,8 +261,10 @@ def _warnings(plan: Plan) -> Iterator[str]:
             means += [f"offload_optimizer{needs}"] * (best.offloads and not job.offloads)
             added = f", with {' and '.join(means)}, do" if means else " do"
             does = f"ZeRO {best.stage}, the teacher {best.placement} and a micro batch of {best.micro_batch}{added}"
-        needed, has = plan.peak / GIB, device.memory / GIB
-        yield f"does not fit: {needed:.1f} of {has:.1f} GiB per rank; {does}"
+        needed, has, of = plan.peak / GIB, device.memory / GIB, "per rank"
+        if plan.peak <= ROOM * device.memory:
+            needed, has, of = plan.host_peak / GIB, device.host_memory / GIB, "of a node's host memory"
+        yield f"does not fit: {needed:.1f} of {has:.1f} GiB {of}; {does}"
     if not in_half(job) and not device.keeps_freed:
         half = "bf16 or fp16" if device.bf16 else "fp16"
         share = device.single / device.product

@@ -22,7 +22,7 @@ from homodistil_ds.models.forward import Student, Teacher, headed
 from homodistil_ds.planning import page
 from homodistil_ds.planning.devices import GPUS, Device, device_named, gpu_called
 from homodistil_ds.planning.job import Job, entries, job_of
-from homodistil_ds.planning.memory import footprint, job_at, shape_of
+from homodistil_ds.planning.memory import check_room, footprint, job_at, shape_of
 from homodistil_ds.planning.plan import Plan, as_json, plan_of
 from homodistil_ds.planning.speed import per_token
 from homodistil_ds.planning.traffic import step_traffic
@@ -195,6 +195,25 @@ def test_products_have_the_rate_of_their_precision(tmp_path: Path) -> None:
     old = [plan(GPUS["v100"], **{name: {"enabled": True}}) for name in ("bf16", "fp16")]
     assert old[0].seconds > 3 * old[1].seconds
     assert any("fp16 is for this GPU" in warning for warning in old[0].warnings)
+
+
+def test_choices_do_without_what_costs_time_where_that_fits(tmp_path: Path) -> None:
+    config, values = llama_7b(tmp_path), machine(3, micro=4, offload_optimizer={"device": "cpu"})
+    found = plan_of(job(config, values | {"activation_checkpointing": {}})).choices
+    assert (found[0].recomputes, found[0].offloads, found[0].fits) == (False, False, True)
+    assert any(choice.recomputes and choice.offloads for choice in found)
+    assert all(choice.fits for choice in found if not choice.recomputes)
+
+
+def test_host_memory_that_is_known_must_be_enough(tmp_path: Path) -> None:
+    config, values = llama_7b(tmp_path), machine(3, micro=4, offload_optimizer={"device": "cpu"})
+    plans = [plan_of(job(config, values, device=replace(H100, host_memory=size * GIB))) for size in (0, 2000, 64)]
+    assert plans[0].host_peak > 64 * GIB
+    assert [plan.fits for plan in plans] == [True, True, False]
+    assert "of 64.0 GiB of a node's host memory" in plans[2].warnings[0]
+    check_room(plans[1].job, 79 * GIB)
+    with pytest.raises(HomodistilError, match="of this node's host memory"):
+        check_room(plans[2].job, 79 * GIB)
 
 
 def test_ranks_on_cpus_share_the_cores_that_they_have() -> None:
