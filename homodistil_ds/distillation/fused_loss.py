@@ -5,6 +5,7 @@ N predicted positions, H hidden, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from importlib.util import find_spec
 
@@ -17,10 +18,15 @@ LEAST_ROWS = 256  # at a time: the kernels take N H / V, and of fewer a GPU's pr
 BETAS = {"kl": 0.0, "reverse_kl": 1.0, "jsd": 0.5}
 
 
+@functools.cache
+def installed() -> bool:
+    """Looked for once: this is asked in every micro batch."""
+    return find_spec("liger_kernel") is not None
+
+
 def serves(of_logits: Collection[str]) -> bool:
     """Whether the kernels are here and compute this objective: with two losses of logits they would make them twice."""
-    there = torch.cuda.is_available() and find_spec("liger_kernel") is not None
-    return there and len(of_logits) == 1 and {*of_logits} <= {"mlm", *BETAS}
+    return torch.cuda.is_available() and installed() and len(of_logits) == 1 and {*of_logits} <= {"mlm", *BETAS}
 
 
 def fits(inputs: Inputs) -> bool:

@@ -26,7 +26,7 @@ from homodistil_ds.models.width import WidthPlan, Widths, count
 from homodistil_ds.planning.descent import Descent, descent_of
 from homodistil_ds.planning.devices import this_device
 from homodistil_ds.planning.job import Job, job_along, placement_of
-from homodistil_ds.planning.memory import cache_row_bytes, check_room, job_at
+from homodistil_ds.planning.memory import cache_bytes, check_room, job_at
 from homodistil_ds.pruning.family import Member
 from homodistil_ds.pruning.schedule import WidthSchedule
 from homodistil_ds.runtime import launch, memory, ranks
@@ -164,9 +164,8 @@ def cache_seems_whole(folder: str, job: Job) -> bool:
 
     Which rows it holds is seen when it is opened.
     """
-    rows = job.config.steps * job.config.global_batch_size + job.config.held_out_sequences
     held = sum(path.stat().st_size for path in Path(folder).glob("states-*.safetensors")) if folder else 0
-    return held > 0 and held >= rows * cache_row_bytes(job)
+    return held > 0 and held >= cache_bytes(job)
 
 
 def _load(

@@ -7,7 +7,7 @@ copies at each stage was read in its source and compared with the peaks of real 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -250,6 +250,11 @@ def host_bytes_around(job: Job) -> int:
     return FP32 * max(began, entries(job.trained(job.last_widths)))
 
 
+def host_bytes_of_node(job: Job, footprints: Sequence[Footprint]) -> int:
+    """The most of a node's host memory that its ranks take together, beside GPUs."""
+    return job.ranks_per_node * max(host_bytes_around(job), *(each.host for each in footprints))
+
+
 def measuring_bytes(taught: int, largest: int, student: int, parts: int, offloaded: bool, width: int) -> int:
     """Of both models while a finished student is measured beside its teacher, at `width` bytes per weight.
 
@@ -296,7 +301,7 @@ def check_room(job: Job, free: int) -> None:
         own = footprint(job, job.first_widths)
     except RuntimeError:
         return  # a forward pass that cannot do without values is not looked at; the run may still fit
-    host = job.ranks_per_node * max(own.host, host_bytes_around(job))
+    host = host_bytes_of_node(job, [own])
     if job.device.host_memory and host > (1 + PLAN_ERROR) * job.device.host_memory:
         raise HomodistilError(
             "CFG-MEMORY",
@@ -328,6 +333,12 @@ def cache_row_bytes(job: Job) -> int:
         return 0
     positions = round(job.predicted_share * job.config.sequence_length)
     return positions * job.plan.full.hidden * job.weight_bytes
+
+
+def cache_bytes(job: Job) -> int:
+    """Of a teacher cache of the whole run, held-out rows too."""
+    config = job.config
+    return cache_row_bytes(job) * (config.steps * config.global_batch_size + config.held_out_sequences)
 
 
 def checkpoint_bytes(job: Job, widths: Widths) -> int:

@@ -12,12 +12,11 @@ from homodistil_ds.planning import memory
 from homodistil_ds.planning.descent import lost_by_recomputing
 from homodistil_ds.planning.devices import GIB, Device
 from homodistil_ds.planning.job import Job, entries
-from homodistil_ds.planning.memory import Footprint, end_bytes, footprint, host_bytes_around, job_at, start_bytes
+from homodistil_ds.planning.memory import Footprint, end_bytes, footprint, host_bytes_of_node, job_at, start_bytes
 from homodistil_ds.planning.speed import Pace, in_half, pace
 from homodistil_ds.planning.traffic import step_traffic
 from homodistil_ds.pruning.milestones import Milestone
 from homodistil_ds.runtime import ds_config
-from homodistil_ds.runtime.ds_config import OFFLOADED_FROM
 
 ROOM = 0.95  # of a device's memory that a plan may fill: formulas are some per cent off
 TILE = 64  # widths in these multiples keep tensor cores busy
@@ -114,8 +113,7 @@ class Plan:
     @property
     def cache_bytes(self) -> int:
         """Of a teacher cache of the whole run, held-out rows too."""
-        config = self.job.config
-        return self.cache_row_bytes * (config.steps * config.global_batch_size + config.held_out_sequences)
+        return memory.cache_bytes(self.job)
 
 
 def plan_of(job: Job) -> Plan:
@@ -141,7 +139,7 @@ def fits_in(device: Device, peak: int, host: int) -> bool:
 
 def host_peak(job: Job, phases: Sequence[Phase]) -> int:
     """Bytes of a node's host memory, beside GPUs."""
-    return job.ranks_per_node * max(host_bytes_around(job), *(phase.footprint.host for phase in phases))
+    return host_bytes_of_node(job, [phase.footprint for phase in phases])
 
 
 def _phases(job: Job) -> Iterator[Phase]:
@@ -188,7 +186,8 @@ def _has_means(job: Job) -> bool:
 
 def _without_means(job: Job) -> Job:
     """The job with all states on the GPU and every layer run once."""
-    zero = {name: value for name, value in job.machine["zero_optimization"].items() if name not in OFFLOADED_FROM}
+    zero = job.machine.get("zero_optimization", {})
+    zero = {name: value for name, value in zero.items() if name not in ds_config.OFFLOADED_FROM}
     machine = {name: value for name, value in job.machine.items() if name != "activation_checkpointing"}
     return replace(job, machine=machine | {"zero_optimization": zero}, later=None)
 
@@ -223,7 +222,7 @@ def _placements(job: Job) -> list[str]:
 
 def _choice(job: Job, stage: int, placement: str) -> Choice:
     zero = {**job.machine.get("zero_optimization", {}), "stage": stage}
-    for key, lowest in OFFLOADED_FROM.items():
+    for key, lowest in ds_config.OFFLOADED_FROM.items():
         if stage < lowest:
             zero.pop(key, None)
     micro, times = job.micro_batch, job.accumulation
