@@ -19,6 +19,7 @@ if __name__ == "__main__":
 from homodistil_ds.command import parse
 from homodistil_ds.errors import HomodistilError, require
 from homodistil_ds.planning import page
+from homodistil_ds.planning.cache import taught_by
 from homodistil_ds.planning.devices import GIB, GPUS, HERE, NETWORK_GBITS, device_named
 from homodistil_ds.planning.job import job_of
 from homodistil_ds.planning.plan import plan_of
@@ -37,7 +38,8 @@ def main(arguments: list[str]) -> int:
             require("--host_memory", given.host_memory, given.host_memory > 0, "Use a number of GiB above 0.")
             device = replace(device, host_memory=round(given.host_memory * GIB))
         places = {"nodes": given.nodes, "ranks_per_node": given.gpus_per_node}
-        plan = plan_of(job_of(config, machine, device=device, gbits=given.network_gbits, **places))
+        job = job_of(config, machine, device=device, gbits=given.network_gbits, **places)
+        plan = plan_of(taught_by(job, machine.teacher_cache))
         console.say(page.text(plan))
         if given.write_to:
             page.write(plan, given.write_to)

@@ -23,10 +23,11 @@ from homodistil_ds.models.forward import Student
 from homodistil_ds.models.loading import load_outline, load_teacher
 from homodistil_ds.models.pieces import Read
 from homodistil_ds.models.width import WidthPlan, Widths, count
+from homodistil_ds.planning.cache import taught_by
 from homodistil_ds.planning.descent import Descent, descent_of
 from homodistil_ds.planning.devices import this_device
 from homodistil_ds.planning.job import Job, job_along, placement_of
-from homodistil_ds.planning.memory import cache_bytes, check_room, job_at
+from homodistil_ds.planning.memory import check_room, job_at
 from homodistil_ds.pruning.family import Member
 from homodistil_ds.pruning.schedule import WidthSchedule
 from homodistil_ds.runtime import launch, memory, ranks
@@ -153,19 +154,9 @@ def _planned(
     places: dict[str, Any] = {"nodes": world // here, "ranks_per_node": here, "device": this_device()}
     job = job_along(config, way, first, later, placement=placed, **places)
     begun = way.first_widths if found is None else Widths(**found.state["physical"])
-    whole = cache_seems_whole(machine.teacher_cache, job)
-    here_on = replace(job_at(job, begun), first_widths=begun, later=None, cached=whole)
+    here_on = replace(taught_by(job_at(job, begun), machine.teacher_cache), first_widths=begun, later=None)
     ranks.on_first(lambda: check_room(here_on, free))
     return job, reason
-
-
-def cache_seems_whole(folder: str, job: Job) -> bool:
-    """Whether a teacher cache is as large as all rows of the run, so that the teacher's body will not be there.
-
-    Which rows it holds is seen when it is opened.
-    """
-    held = sum(path.stat().st_size for path in Path(folder).glob("states-*.safetensors")) if folder else 0
-    return held > 0 and held >= cache_bytes(job)
 
 
 def _load(

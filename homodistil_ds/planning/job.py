@@ -18,7 +18,7 @@ from homodistil_ds.machine import Machine
 from homodistil_ds.models.width import TRAINED_PREFIX, WidthPlan, Widths, count
 from homodistil_ds.planning.descent import Descent, check_cache, descent_of
 from homodistil_ds.planning.devices import NETWORK_GBITS, Device, network_bus
-from homodistil_ds.pruning.cost import FORWARD, FORWARD_AND_BACKWARD, step_parts, table_flops
+from homodistil_ds.pruning.cost import FORWARD, FORWARD_AND_BACKWARD, body_flops, step_parts, table_flops
 from homodistil_ds.pruning.milestones import Milestone, place_cuts
 from homodistil_ds.pruning.schedule import WidthSchedule
 from homodistil_ds.runtime import ds_config, memory, placement
@@ -26,6 +26,7 @@ from homodistil_ds.runtime.engine import check_zero
 
 Parameters = Iterable[tuple[str, tuple[int, ...]]]  # names and shapes
 PLANNED = ("homodistil", "pretrain")
+UNTIED = "lm_head.weight"
 WEIGHT_BYTES = {"bf16": 2, "fp16": 2, "autocast": 4, "fp32": 4}
 
 
@@ -52,7 +53,7 @@ class Job:
     milestones: tuple[Milestone, ...] = ()
     """The cuts of the run, as it will place them: the same on every machine. None while a start is checked."""
     cached: bool = False
-    """Whether a cache may hold all that the teacher would say."""
+    """Whether a cache holds all that the teacher's body would say."""
 
     @property
     def last_widths(self) -> Widths:
@@ -129,6 +130,11 @@ class Job:
         return self.config.method != "pretrain"
 
     @property
+    def runs_teacher(self) -> bool:
+        """Whether the teacher's body runs; its head does with any teacher."""
+        return self.with_teacher and not self.cached
+
+    @property
     def prunes(self) -> bool:
         return self.with_teacher and self.config.student.init == "teacher"
 
@@ -158,7 +164,10 @@ class Job:
                 yield f"projections.{read}.weight", (self.plan.full.hidden, widths.hidden)
 
     def taught(self) -> Parameters:
-        return shapes(self.plan, self.plan.full) if self.with_teacher and not self.cached else ()
+        """The teacher's parameters that are there; its head's bias and the like are not counted with a cache."""
+        if self.runs_teacher:
+            return shapes(self.plan, self.plan.full)
+        return [vocabulary_matrix(self.plan, self.plan.full)] if self.with_teacher else ()
 
     def flops(self, widths: Widths) -> float:
         """Per token of one step at these physical widths."""
@@ -167,7 +176,7 @@ class Job:
     def flop_parts(self, widths: Widths) -> Mapping[str, float]:
         """The terms of `flops`: teacher, body, head, projections, maps and tables of positions."""
         tables = FORWARD_AND_BACKWARD * table_flops(self.student_plan, widths)
-        tables += FORWARD * table_flops(self.plan, self.plan.full) * self.with_teacher
+        tables += FORWARD * table_flops(self.plan, self.plan.full) * self.runs_teacher
         parts = step_parts(
             self.student_plan,
             widths,
@@ -178,7 +187,8 @@ class Job:
             teacher_plan=self.plan,
             tiled_layers=self.objective.tiled_layers(self.student_plan.layers),
         )
-        return {**parts, "tables": tables / self.tokens}
+        spared = FORWARD * body_flops(self.plan, self.plan.full, self.config.sequence_length, self.predicted_share)
+        return {**parts, "teacher": parts["teacher"] - spared * self.cached, "tables": tables / self.tokens}
 
 
 def job_of(
@@ -289,6 +299,15 @@ def placement_of(
 def shapes(plan: WidthPlan, widths: Widths) -> Iterator[tuple[str, tuple[int, ...]]]:
     for name, row in plan.parameters():
         yield name, tuple(plan.size(axis, widths) for axis in row.axes)
+
+
+def vocabulary_matrix(plan: WidthPlan, widths: Widths) -> tuple[str, tuple[int, ...]]:
+    """Name and shape of the matrix that makes logits, the embedding's own where they are tied."""
+    parameters = list(shapes(plan, widths))
+    untied = [one for one in parameters if one[0] == UNTIED]
+    return next(iter(untied), None) or next(
+        one for one in parameters if one[1][:1] == (plan.fixed["vocab"],) and len(one[1]) > 1
+    )
 
 
 def entries(parameters: Parameters) -> int:

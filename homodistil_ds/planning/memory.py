@@ -83,7 +83,7 @@ def _keeps_freed(job: Job) -> bool:
 
 def teacher_bytes(job: Job) -> int:
     size = entries(job.taught()) * job.weight_bytes
-    if job.placement == "replicated":
+    if job.placement == "replicated" or job.cached:
         return size
     largest = max((entries([parameter]) for parameter in job.taught()), default=0) * job.weight_bytes
     own = 0 if job.placement == "cpu_offload" and not job.device.keeps_freed else size // job.teacher_parts
@@ -237,7 +237,8 @@ def host_bytes(job: Job, widths: Widths) -> int:
         return 0
     size = entries(job.trained(widths))
     each = (ADAM_STATES + FP32) * job.offloads + job.weight_bytes * job.offloads_parameters
-    taught = entries(job.taught()) * job.weight_bytes // job.ranks if job.placement == "cpu_offload" else 0
+    offloaded = job.runs_teacher and job.placement == "cpu_offload"
+    taught = entries(job.taught()) * job.weight_bytes // job.ranks if offloaded else 0
     return each * size // job.ranks + taught
 
 
@@ -324,21 +325,6 @@ def check_room(job: Job, free: int) -> None:
         f"Use a higher ZeRO stage, {pieces}a smaller micro batch, activation_checkpointing or more ranks; "
         "tools/plan.py, with the same flags, shows what would fit.",
     )
-
-
-def cache_row_bytes(job: Job) -> int:
-    """Of a row in a teacher cache: last states at its predicted positions; 0 where losses read more of the teacher than
-    its logits, or nothing."""
-    if not job.objective.teacher_reads() or job.objective.teacher_reads() - {"logits", "predicted"}:
-        return 0
-    positions = round(job.predicted_share * job.config.sequence_length)
-    return positions * job.plan.full.hidden * job.weight_bytes
-
-
-def cache_bytes(job: Job) -> int:
-    """Of a teacher cache of the whole run, held-out rows too."""
-    config = job.config
-    return cache_row_bytes(job) * (config.steps * config.global_batch_size + config.held_out_sequences)
 
 
 def checkpoint_bytes(job: Job, widths: Widths) -> int:

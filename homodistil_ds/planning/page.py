@@ -12,9 +12,12 @@ from homodistil_ds.config import RunConfig
 from homodistil_ds.evaluation.figures import COLOURS, blank, tidy
 from homodistil_ds.evaluation.report import duration_text
 from homodistil_ds.machine import Machine
+from homodistil_ds.planning.cache import taught_by
+from homodistil_ds.planning.choices import ROOM, Choice
 from homodistil_ds.planning.devices import GIB, this_device
 from homodistil_ds.planning.job import job_of
-from homodistil_ds.planning.plan import ROOM, Choice, Phase, Plan, as_json, plan_of
+from homodistil_ds.planning.phases import Phase
+from homodistil_ds.planning.plan import Plan, as_json, plan_of
 from homodistil_ds.pruning.cost import body_flops
 from homodistil_ds.runtime import console, launch
 
@@ -27,7 +30,8 @@ def show(config: RunConfig, machine: Machine) -> bool:
         return True
     here = launch.ranks_here()
     nodes = max(1, int(os.environ["WORLD_SIZE"]) // here)
-    plan = plan_of(job_of(config, machine, nodes=nodes, ranks_per_node=here, device=this_device()))
+    job = job_of(config, machine, nodes=nodes, ranks_per_node=here, device=this_device())
+    plan = plan_of(taught_by(job, machine.teacher_cache))
     console.say(text(plan))
     return plan.fits
 
@@ -44,11 +48,12 @@ def text(plan: Plan) -> str:
     """Markdown, readable on a console."""
     job = plan.job
     devices = f"{job.ranks} x {job.device.name}" + (f" on {job.nodes} nodes" if job.nodes > 1 else "")
+    placed = "from its cache" if job.cached else job.placement
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     lines = [
         f"# Plan: {job.config.teacher}, {job.config.steps:,} steps on {devices}",
         "",
-        f"ZeRO {job.stage}, teacher {job.placement}, micro batch {job.micro_batch} x {job.config.sequence_length} "
+        f"ZeRO {job.stage}, teacher {placed}, micro batch {job.micro_batch} x {job.config.sequence_length} "
         f"tokens, accumulation {job.accumulation}.",
         f"Peak {gib(plan.peak)} of {gib(job.device.memory)} per rank, {gib(plan.start_peak)} at the start, "
         f"{gib(plan.end_peak)} while the finished student is measured: {verdict}.",
@@ -75,6 +80,8 @@ def _cache(plan: Plan) -> list[str]:
     if not plan.cache_bytes:
         return []
     job = plan.job
+    if job.cached:
+        return ["The teacher cache seems to hold every row: its body does not run."]
     per_token = plan.cache_row_bytes / job.config.sequence_length
     body = body_flops(job.plan, job.plan.full, job.config.sequence_length, job.predicted_share)
     return [

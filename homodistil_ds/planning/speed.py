@@ -67,11 +67,13 @@ def in_half(job: Job) -> bool:
 
 
 def useful_flops(job: Job, widths: Widths) -> float:
-    """Per token: the teacher's forward pass, the student's forward and backward, heads where logits are read."""
+    """Per token: the teacher's forward pass, of its body unless a cache spares that, the student's forward and
+    backward, heads where logits are read."""
     length, share = job.config.sequence_length, job.predicted_share
-    models = [(job.student_plan, widths, 3)] + [(job.plan, job.plan.full, 1)] * job.with_teacher
+    models = [(job.student_plan, widths, 3, True)] + [(job.plan, job.plan.full, 1, job.runs_teacher)] * job.with_teacher
     return sum(
-        times * (body_flops(plan, own, length, share) + share * head_flops(plan, own)) for plan, own, times in models
+        times * (body_flops(plan, own, length, share) * has_body + share * head_flops(plan, own))
+        for plan, own, times, has_body in models
     )
 
 
@@ -79,7 +81,7 @@ def _moved(job: Job, widths: Widths) -> float:
     """Bytes per token of everything that is no matrix product."""
     c = job.computed_bytes
     student = MOVED * per_token(job, job.student_plan, widths)
-    teacher = MOVED_FORWARD * per_token(job, job.plan, job.plan.full) * job.with_teacher
+    teacher = MOVED_FORWARD * per_token(job, job.plan, job.plan.full) * job.runs_teacher
     maps = 0.0
     if "attention" in job.objective.student_reads():
         own, its = (in_layers(job, plan, 2) + crossed(stacks_of(job, plan)) for plan in (job.student_plan, job.plan))

@@ -8,7 +8,7 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from homodistil_ds.models.width import WidthPlan, Widths
-from homodistil_ds.planning.job import Job, Parameters, entries, shapes
+from homodistil_ds.planning.job import UNTIED, Job, Parameters, entries, vocabulary_matrix
 from homodistil_ds.planning.memory import FP32, LIVE
 from homodistil_ds.runtime import ds_config
 
@@ -24,7 +24,7 @@ def step_traffic(job: Job, widths: Widths, scored: bool) -> dict[str, int]:
         return {}
     trained = list(job.trained(widths))
     found = _sharded(job, trained, widths) if job.stage == 3 else _whole(job, trained)
-    if job.placement != "replicated" and job.with_teacher:
+    if job.placement != "replicated" and job.runs_teacher:
         read_again = _read_again(job, job.plan, job.plan.full, job.objective.teacher_reads())
         found["teacher"] = job.accumulation * gathered(job, [*job.taught(), *read_again], 1, job.teacher_parts)
     if scored:
@@ -54,15 +54,12 @@ def _read_again(job: Job, plan: WidthPlan, widths: Widths, reads: Collection[str
     tied to the embedding or makes logits in parts; it stays whole from part to part where the file lets it."""
     if not {"logits", "predicted"} & set(reads):
         return
-    parameters = list(shapes(plan, widths))
-    untied = [(name, shape) for name, shape in parameters if name == "lm_head.weight"]
-    matrix = untied or [next(one for one in parameters if one[1][:1] == (plan.fixed["vocab"],) and len(one[1]) > 1)]
-    times = 1
+    matrix, times = vocabulary_matrix(plan, widths), 1
     if "predicted" in reads:  # and once more for gradients
-        stays = math.prod(matrix[0][1]) <= job.zero("stage3_max_reuse_distance", REUSE)
+        stays = math.prod(matrix[1]) <= job.zero("stage3_max_reuse_distance", REUSE)
         times = 2 if stays else 2 * -(-job.predicted // job.rows)
-    for _ in range(times - bool(untied)):
-        yield from matrix
+    for _ in range(times - (matrix[0] == UNTIED)):
+        yield matrix
 
 
 def gathered(job: Job, parameters: Parameters, times: int, parts: int) -> int:
@@ -97,7 +94,7 @@ def _neurons(job: Job, widths: Widths) -> Iterable[int]:
 def messages(job: Job) -> int:
     """Collectives of a step that wait for the network, at least."""
     per_layer = 2 * job.student_plan.layers * job.accumulation if job.stage == 3 else 0
-    pieces = job.with_teacher and job.placement != "replicated"
+    pieces = job.runs_teacher and job.placement != "replicated"
     return 4 + per_layer + (job.plan.layers * job.accumulation if pieces else 0)
 
 
@@ -107,7 +104,8 @@ def host_traffic(job: Job, widths: Widths) -> int:
     if job.device.keeps_freed:
         return 0
     w, size = job.weight_bytes, entries(job.trained(widths)) // job.ranks
-    found = job.accumulation * w * entries(job.taught()) // job.ranks if job.placement == "cpu_offload" else 0
+    offloaded = job.runs_teacher and job.placement == "cpu_offload"
+    found = job.accumulation * w * entries(job.taught()) // job.ranks if offloaded else 0
     if job.offloads:
         found += (job.accumulation + 1) * w * size
     if ds_config.offloads_parameters(job.machine):

@@ -62,7 +62,8 @@ def test_the_zero_stage_may_change_at_a_cut(trained: dict[str, Any], name: str, 
 
 
 @pytest.mark.parametrize("name", ["offload2", "offload3", "accumulated"])
-def test_with_the_optimizer_in_host_memory_and_with_accumulation_too(trained: dict[str, Any], name: str) -> None:
+def test_with_states_in_host_memory_and_with_accumulation_too(trained: dict[str, Any], name: str) -> None:
+    """At stage 3 the weights are there too."""
     assert_same_course(trained[name]["masked"], trained[name]["cut"])
 
 

@@ -73,13 +73,16 @@ class Tiny:
         offload: bool = False,
         precision: str | None = None,
     ) -> Engine:
-        """An engine in float32 or the named precision. At stage 3 every parameter is in pieces, small ones too."""
+        """An engine in float32 or the named precision. At stage 3 every parameter is in pieces, small ones too, and
+        `offload` offloads weights as well as Adam's states."""
         micro = GLOBAL_BATCH // ranks.world_size() // accumulation
         zero: dict[str, Any] = {"stage": stage}
         if stage == 3:
             zero["stage3_param_persistence_threshold"] = 0
         if offload:
             zero["offload_optimizer"] = {"device": "cpu"}
+            if stage == 3:
+                zero["offload_param"] = {"device": "cpu"}
         machine: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": micro,
             "zero_optimization": zero,
