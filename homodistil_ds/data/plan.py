@@ -20,6 +20,7 @@ from homodistil_ds.runtime.whole_files import written_whole
 
 UNFINISHED = ".unfinished"
 PLAN = "plan.json"
+SAME_TEXT = " Where nothing but the dates of its files changed, give the folder itself as the corpus."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +55,8 @@ def begin(
         if differing:
             raise HomodistilError(
                 "DATA-CACHE",
-                f"{folder}: made with another {', '.join(differing)}",
-                f"Remove {folder}, or prepare into another folder.",
+                f"{folder}: made with other values of {', '.join(differing)}",
+                f"Remove {folder}, or prepare into another folder." + (SAME_TEXT if differing == ["sources"] else ""),
             )
         shutil.rmtree(work, ignore_errors=True)
         return None
@@ -64,7 +65,7 @@ def begin(
         if differing == ["skip_bad_files"] and recipe.skip_bad_files:
             plan = {**plan, "made_with": made_with, "skipped": None}
         else:
-            say(f"the unfinished work in {folder} is of another {', '.join(differing)}: beginning again")
+            say(f"the unfinished work in {folder} has other values of {', '.join(differing)}: beginning again")
             plan = None
     if plan is None:
         files = [file for source in recipe.sources for file in files_of(source)]

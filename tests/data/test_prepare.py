@@ -140,11 +140,11 @@ def test_a_finished_folder_is_used_again_only_for_the_same(tmp_path: Path, monke
     with monkeypatch.context() as patched:
         patched.setattr("homodistil_ds.data.prepare.tokenize", None)
         assert made(folder, source).index == first.index
-    with pytest.raises(HomodistilError, match="another clean"):
+    with pytest.raises(HomodistilError, match="other values of clean"):
         made(folder, source, clean=False)
     before = bytes_of(folder)
     write(Path(source), [*documents(), "more"])
-    with pytest.raises(HomodistilError, match="another sources") as caught:
+    with pytest.raises(HomodistilError, match="other values of sources") as caught:
         made(folder, source)
     assert caught.value.error_id == "DATA-CACHE"
     assert bytes_of(folder) == before
@@ -195,7 +195,7 @@ def test_unfinished_work_of_a_changed_source_or_argument_is_begun_again(
     os.utime(source, (1, 1))
     outcome = made(tmp_path / "out", source, said=said)
     assert outcome.found == 0
-    assert [line.split(" is of another ")[1] for line in said] == ["clean: beginning again", "sources: beginning again"]
+    assert [line.split(" has other values of ")[1] for line in said] == ["clean: beginning again", "sources: beginning again"]
 
 
 def test_a_source_that_changes_meanwhile_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

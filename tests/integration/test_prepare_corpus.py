@@ -129,7 +129,7 @@ def test_a_killed_preparation_goes_on_and_ends_in_the_same_bytes(
     assert bytes_of(out) == bytes_of(prepared)
     other = run(command(sources, tiny_teacher, out, "--workers", "4", "--no_clean"))
     assert other.code == EXIT_CODES["DATA"], other.shown
-    assert "made with another clean" in other.err
+    assert "made with other values of clean" in other.err
     again = run(command(sources, tiny_teacher, out, "--workers", "4"))
     assert again.code == 0
     assert "nothing was done" in again.out
