@@ -12,7 +12,7 @@ from homodistil_ds.methods.placing import placed
 from homodistil_ds.methods.setting import Setting
 from homodistil_ds.models.forward import Activations, Teacher, headed
 from homodistil_ds.models.loading import load_teacher
-from homodistil_ds.planning.memory import MEASURED_IN, measuring_bytes
+from homodistil_ds.planning.around import MEASURED_IN, measuring_bytes
 from homodistil_ds.runtime import ds_config, engine, launch, memory, placement, ranks
 from homodistil_ds.runtime.rounding import in_format
 from homodistil_ds.stage import Stage

@@ -23,11 +23,12 @@ from homodistil_ds.models.forward import Student
 from homodistil_ds.models.loading import load_outline, load_teacher
 from homodistil_ds.models.pieces import Read
 from homodistil_ds.models.width import WidthPlan, Widths, count
+from homodistil_ds.planning.around import check_room
 from homodistil_ds.planning.cache import taught_by
 from homodistil_ds.planning.descent import Descent, descent_of
 from homodistil_ds.planning.devices import this_device
 from homodistil_ds.planning.job import Job, job_along, placement_of
-from homodistil_ds.planning.memory import check_room, job_at
+from homodistil_ds.planning.memory import job_at
 from homodistil_ds.pruning.family import Member
 from homodistil_ds.pruning.schedule import WidthSchedule
 from homodistil_ds.runtime import launch, memory, ranks

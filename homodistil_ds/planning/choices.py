@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from homodistil_ds.planning.around import end_bytes, start_bytes
 from homodistil_ds.planning.descent import lost_by_recomputing
 from homodistil_ds.planning.devices import Device
 from homodistil_ds.planning.job import Job
-from homodistil_ds.planning.memory import end_bytes, start_bytes
 from homodistil_ds.planning.phases import host_peak, phases_of
 from homodistil_ds.runtime import ds_config
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from homodistil_ds.models.width import Widths, count
+from homodistil_ds.planning.around import host_bytes_of_node
 from homodistil_ds.planning.job import Job
-from homodistil_ds.planning.memory import Footprint, footprint, host_bytes_of_node, job_at
+from homodistil_ds.planning.memory import Footprint, footprint, job_at
 from homodistil_ds.planning.speed import Pace, pace
 from homodistil_ds.planning.traffic import step_traffic
 from homodistil_ds.pruning.milestones import Milestone

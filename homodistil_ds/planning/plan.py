@@ -9,10 +9,10 @@ from typing import Any
 from homodistil_ds.models.families import legal_shapes
 from homodistil_ds.models.width import Widths
 from homodistil_ds.planning import cache, memory
+from homodistil_ds.planning.around import end_bytes, start_bytes
 from homodistil_ds.planning.choices import ROOM, Choice, choices_of, fits_in
 from homodistil_ds.planning.devices import GIB
 from homodistil_ds.planning.job import Job, entries
-from homodistil_ds.planning.memory import end_bytes, start_bytes
 from homodistil_ds.planning.phases import Phase, host_peak, phases_of
 from homodistil_ds.planning.speed import in_half
 from homodistil_ds.runtime import ds_config

@@ -195,7 +195,10 @@ def test_unfinished_work_of_a_changed_source_or_argument_is_begun_again(
     os.utime(source, (1, 1))
     outcome = made(tmp_path / "out", source, said=said)
     assert outcome.found == 0
-    assert [line.split(" has other values of ")[1] for line in said] == ["clean: beginning again", "sources: beginning again"]
+    assert [line.split(" has other values of ")[1] for line in said] == [
+        "clean: beginning again",
+        "sources: beginning again",
+    ]
 
 
 def test_a_source_that_changes_meanwhile_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

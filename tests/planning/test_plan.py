@@ -20,9 +20,10 @@ from homodistil_ds.errors import HomodistilError
 from homodistil_ds.machine import Machine
 from homodistil_ds.models.forward import Student, Teacher, headed
 from homodistil_ds.planning import page
+from homodistil_ds.planning.around import check_room
 from homodistil_ds.planning.devices import GPUS, Device, device_named, gpu_called
 from homodistil_ds.planning.job import Job, entries, job_of
-from homodistil_ds.planning.memory import check_room, footprint, job_at, shape_of
+from homodistil_ds.planning.memory import footprint, job_at, shape_of
 from homodistil_ds.planning.plan import Plan, as_json, plan_of
 from homodistil_ds.planning.speed import per_token
 from homodistil_ds.planning.traffic import step_traffic
