@@ -18,6 +18,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from homodistil_ds.evaluation.report import MemberRow, ModelRow
 from homodistil_ds.evaluation.task_report import TaskMember
+from homodistil_ds.pruning.family import would_teach
 
 # Okabe and Ito's palette, without its yellow, which is too pale on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -179,7 +180,7 @@ def discrepancy_curve(steps: Sequence[int], kl: Sequence[float], hidden_size: Se
 
 def family_curve(teacher: ModelRow | None, family: Sequence[MemberRow]) -> Figure:
     """Held-out loss against parameters, a point for each student with its scale, the teacher hollow; below it the
-    trade-off against the scale, its best one filled."""
+    trade-off against the scale, filled where it is the best of those that may teach."""
     figure = blank(7)
     loss, worth = figure.add_subplot(2, 1, 1), figure.add_subplot(2, 1, 2)
     for axes in (loss, worth):
@@ -196,8 +197,8 @@ def family_curve(teacher: ModelRow | None, family: Sequence[MemberRow]) -> Figur
     loss.legend(frameon=False)
     scales, values = [row.scale for row in family], [row.trade_off for row in family]
     worth.plot(scales, values, "o-", color=COLOURS[1], mfc="white", linewidth=1.6)
-    best = values.index(max(values))
-    worth.plot(scales[best], values[best], "o", color=COLOURS[1])
+    if (best := would_teach(values)) is not None:
+        worth.plot(scales[best], values[best], "o", color=COLOURS[1])
     worth.set_xlabel("scale (kept share of the layers' matrices)")
     worth.set_ylabel("trade-off")
     return figure

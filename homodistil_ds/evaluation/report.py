@@ -13,6 +13,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from homodistil_ds.pruning.family import would_teach
 from homodistil_ds.runtime.whole_files import replace_text
 
 NONE = "-"  # a cell without a value
@@ -130,16 +131,16 @@ def before_after_table(report: Report) -> str:
 
 def family_table(family: Sequence[MemberRow]) -> str:
     """Markdown: a line per student; the best trade-off of those that may teach is marked."""
-    best = max((row.trade_off for row in family[:-1]), default=None)
+    best = would_teach([row.trade_off for row in family])
     lines = [
         "| scale | hidden / ffn / heads | parameters | held-out loss | KL | trade-off | steps | folder |",
         "|--:|:--|--:|--:|--:|--:|--:|:--|",
     ]
-    for row in family:
+    for place, row in enumerate(family):
         shape = " / ".join(
             str(row.widths[name]) for name in ("hidden_size", "intermediate_size", "num_attention_heads")
         )
-        mark = "**" if row.trade_off == best and row is not family[-1] else ""
+        mark = "**" if place == best else ""
         lines.append(
             f"| {row.scale:g} | {shape} | {row.parameters:,} | {row.heldout_loss:.4f} | {row.discrepancy_kl:.4f} "
             f"| {mark}{row.trade_off:.4f}{mark} | {row.step:,} | `{row.folder}` |"

@@ -10,6 +10,7 @@ from typing import Any
 
 from homodistil_ds.evaluation.card import is_hub_name
 from homodistil_ds.evaluation.report import duration_text, replace_json
+from homodistil_ds.pruning.family import would_teach
 from homodistil_ds.runtime.whole_files import replace_text
 
 
@@ -118,11 +119,11 @@ def _markdown(report: TaskReport) -> str:
 
 def member_table(family: Sequence[TaskMember]) -> str:
     """Markdown: a line per student that learnt together; the best trade-off of those that may teach is marked."""
-    best = max((row.trade_off for row in family[:-1]), default=None)
+    best = would_teach([row.trade_off for row in family])
     lines = ["| scale | hidden / ffn / heads | parameters | score | trade-off | folder |", "|--:|:--|--:|--:|--:|:--|"]
-    for row in family:
+    for place, row in enumerate(family):
         shape = " / ".join(str(row.widths[name]) for name in ("hidden", "ffn", "heads"))
-        mark = "**" if row.trade_off == best and row is not family[-1] else ""
+        mark = "**" if place == best else ""
         lines.append(
             f"| {row.scale:g} | {shape} | {row.parameters:,} | {row.score:.4f} | {mark}{row.trade_off:.4f}{mark} "
             f"| `{row.folder}` |"

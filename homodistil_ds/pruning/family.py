@@ -135,6 +135,11 @@ def best_assistant(trade_offs: Sequence[float]) -> int:
     return max(range(len(known)), key=lambda place: (known[place], -place))
 
 
+def would_teach(trade_offs: Sequence[float]) -> int | None:
+    """The place of the best assistant of the last member, among those before it; None where it is alone."""
+    return best_assistant(trade_offs[:-1]) if len(trade_offs) > 1 else None
+
+
 def assistant_by_gap(parameters: Sequence[int]) -> int:
     """The place of the member, but the last, that is most nearly GAP times as large as the last one."""
     wanted = math.log(GAP * parameters[-1])

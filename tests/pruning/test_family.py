@@ -21,6 +21,7 @@ from homodistil_ds.pruning.family import (
     relative_likelihood,
     scale_of,
     trade_off,
+    would_teach,
 )
 
 SCALES = (0.75, 0.5, 0.35, 0.25, 0.15, 0.10, 0.05)
@@ -88,6 +89,8 @@ def test_the_trade_off_is_that_of_the_published_figure(scale: float, metric: flo
 def test_the_assistant_has_the_best_trade_off_and_is_the_largest_among_equals() -> None:
     assert best_assistant([0.3, 0.5, 0.4]) == 1
     assert best_assistant([0.3, 0.5, 0.5]) == 1
+    assert would_teach([0.3, 0.5, 0.9]) == 1, "the last one is taught"
+    assert would_teach([0.3]) is None
 
 
 def test_the_capacity_gap_law_takes_two_and_a_half_times_the_student() -> None:
