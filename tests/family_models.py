@@ -47,6 +47,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma-untied": ("gemma", {"tie_word_embeddings": False}),
     "deberta-v2-relative": ("deberta-v2", RELATIVE | {"share_att_key": True, "norm_rel_ebd": "layer_norm"}),
     "deberta-v2-own-matrices": ("deberta-v2", RELATIVE),
+    "opt-post-norm": ("opt", {"do_layer_norm_before": False}),
     "opt-unbiased": ("opt", {"enable_bias": False}),
     "t5-1.1": ("t5", {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
 }

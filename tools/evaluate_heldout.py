@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from homodistil_ds.config import RunConfig
 from homodistil_ds.data.batches import Batches
-from homodistil_ds.data.corpus import Order, load, read_index
+from homodistil_ds.data.corpus import Order, load, read_index, vocabulary
 from homodistil_ds.data.masking import prediction_for
 from homodistil_ds.data.tokens import Tokens
 from homodistil_ds.errors import HomodistilError
@@ -111,14 +111,17 @@ def loaded(flag: str, source: str) -> Loaded:
 def on_corpus(given: argparse.Namespace, own: Loaded, teacher: Loaded | None = None) -> HeldOut:
     length = read_index(given.corpus)["sequence_length"]
     corpus = load(given.corpus, own.tokenizer, length, given.held_out_sequences)
-    kind, vocabulary = own.plan.family.language_model, own.plan.fixed["vocab"]
-    if teacher and teacher.plan.family.language_model != kind:
-        raise HomodistilError(
-            "CFG-FAMILY",
-            f"{own.flag} {own.source} is a {kind} language model, {teacher.flag} {teacher.source} a "
-            f"{teacher.plan.family.language_model} one: they are asked for different things",
-            "Leave --teacher out, or give one of the same kind.",
-        )
+    kind = own.plan.family.language_model
+    if teacher:
+        check_same_kind(own, teacher)
+    for asked in filter(None, (own, teacher)):
+        if length > asked.plan.positions:
+            raise HomodistilError(
+                "CFG-LENGTH",
+                f"--corpus {given.corpus} has rows of {length} tokens, and {asked.flag} {asked.source} knows "
+                f"{asked.plan.positions} positions",
+                "Give a corpus that was prepared with shorter rows.",
+            )
     batches = Batches(
         corpus=corpus,
         prediction=prediction_for(kind, own.tokenizer, own.model.config, given.mask_probability, length),
@@ -130,7 +133,27 @@ def on_corpus(given: argparse.Namespace, own: Loaded, teacher: Loaded | None = N
         world_size=1,
     )
     shown = teacher.forward("predicted") if teacher else None
-    return evaluate(own.forward("predicted"), shown, batches.held_out(), vocabulary)
+    return evaluate(own.forward("predicted"), shown, batches.held_out(), own.plan.fixed["vocab"])
+
+
+def check_same_kind(own: Loaded, teacher: Loaded) -> None:
+    """Raises HomodistilError for a teacher that is asked for other things, or in other words."""
+    kinds = [asked.plan.family.language_model for asked in (own, teacher)]
+    if kinds[0] != kinds[1]:
+        raise HomodistilError(
+            "CFG-FAMILY",
+            f"{own.flag} {own.source} is a {kinds[0]} language model, {teacher.flag} {teacher.source} a "
+            f"{kinds[1]} one: they are asked for different things",
+            "Leave --teacher out, or give one of the same kind.",
+        )
+    sizes = [asked.plan.fixed["vocab"] for asked in (own, teacher)]
+    if vocabulary(own.tokenizer) != vocabulary(teacher.tokenizer) or sizes[0] != sizes[1]:
+        raise HomodistilError(
+            "DATA-TOKENIZER",
+            f"{teacher.flag} {teacher.source} has another vocabulary than {own.flag} {own.source} ({sizes[1]} and "
+            f"{sizes[0]} rows): their predictions cannot be compared",
+            "Leave --teacher out, or give the teacher that the model was distilled from.",
+        )
 
 
 def on_passages(

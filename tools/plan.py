@@ -9,6 +9,7 @@ code is 1 where the run does not fit.
 """
 
 import argparse
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from homodistil_ds.planning import page
 from homodistil_ds.planning.cache import taught_by
 from homodistil_ds.planning.devices import GIB, GPUS, HERE, NETWORK_GBITS, device_named
 from homodistil_ds.planning.job import job_of
-from homodistil_ds.planning.plan import plan_of
+from homodistil_ds.planning.plan import Plan, plan_of
 from homodistil_ds.runtime import console
 
 
@@ -35,18 +36,29 @@ def main(arguments: list[str]) -> int:
         config, machine = parse(rest, first=True)
         device = device_named(given.gpu, given.gpus_per_node)
         if given.host_memory is not None:
-            require("--host_memory", given.host_memory, given.host_memory > 0, "Use a number of GiB above 0.")
+            require(
+                "--host_memory", given.host_memory, 0 < given.host_memory < math.inf, "Use a number of GiB above 0."
+            )
             device = replace(device, host_memory=round(given.host_memory * GIB))
         places = {"nodes": given.nodes, "ranks_per_node": given.gpus_per_node}
         job = job_of(config, machine, device=device, gbits=given.network_gbits, **places)
         plan = plan_of(taught_by(job, machine.teacher_cache))
         console.say(page.text(plan))
         if given.write_to:
-            page.write(plan, given.write_to)
+            written(plan, given.write_to)
     except HomodistilError as error:
         console.say(error.block(), sys.stderr)
         return error.exit_code
     return 0 if plan.fits else 1
+
+
+def written(plan: Plan, folder: Path) -> None:
+    try:
+        page.write(plan, folder)
+    except OSError as error:
+        raise HomodistilError(
+            "CFG-OUTPUT", f"--write_to {folder}: {error.strerror}", "Name a folder that can be written to."
+        ) from error
 
 
 def flags() -> argparse.ArgumentParser:

@@ -16,7 +16,8 @@ from homodistil_ds.distillation.losses import Inputs
 from homodistil_ds.models.forward import Activations
 
 MOST_ENTRIES = 1 << 23  # logits of one model at a time, 32 MiB in float32
-MOST_PARTS = 32  # beyond, the vocabulary's matrix would be read more often than it is worth
+MOST_PARTS = 32  # beyond, the vocabulary's matrix is read more often than it is worth, but in parts of
+ENOUGH_ROWS = 512  # whose products take longer than that reading
 
 Loss = Callable[[Inputs], torch.Tensor]
 
@@ -32,7 +33,7 @@ def parted_by(positions: int, vocabulary: int) -> int:
 
 
 def rows_at_once(positions: int, vocabulary: int) -> int:
-    return max(1, MOST_ENTRIES // vocabulary, -(-positions // MOST_PARTS))
+    return max(1, MOST_ENTRIES // vocabulary, min(ENOUGH_ROWS, -(-positions // MOST_PARTS)))
 
 
 def in_parts(losses: Mapping[str, Loss], inputs: Inputs) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -59,12 +60,16 @@ def load(folder: str) -> PreTrainedModel:
 
 
 def auto_class(config: Any) -> Any:
-    """The auto class that a configuration's architecture belongs to; T5's has had several names."""
+    """The auto class that a configuration's architecture belongs to; T5's has had several names.
+
+    One that names none, or none that predicts words, stands for the language model of its kind.
+    """
     if config.is_encoder_decoder:
         return AutoModelForSeq2SeqLM
     named = config.architectures or ()
     known = (loader for end, loader in CLASSES.items() if any(name.endswith(end) for name in named))
-    return next(known, AutoModelForMaskedLM)
+    masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING
+    return next(known, AutoModelForMaskedLM if masked else AutoModelForCausalLM)
 
 
 def positions(model: PreTrainedModel) -> int:

@@ -40,6 +40,12 @@ def _distances(config: Any) -> int:
     return 2 * (buckets if buckets > 0 else longest)
 
 
+def _refused(config: Any) -> str:
+    if getattr(config, "conv_kernel_size", 0) > 0:
+        return "a convolution"
+    return "" if getattr(config, "legacy", True) else "legacy off, which has another vocabulary head"
+
+
 def _compared(config: Any) -> int:
     """Rows of that table that a layer multiplies every query or key with."""
     kinds = {"c2p", "p2c"} & set(config.pos_att_type or ()) if config.relative_attention else set()
@@ -106,6 +112,6 @@ DEBERTA_V2 = Family(
     hidden="exact",
     computed={"relative": _distances, "compared": _compared},
     follows={"pooler_hidden_size": "hidden"},
-    refused=lambda config: "a convolution" if getattr(config, "conv_kernel_size", 0) > 0 else "",
+    refused=_refused,
     task_head=task_head("pooler.dense", "classifier"),
 )

@@ -27,6 +27,7 @@ MASKED = (BERT, ROBERTA, DISTILBERT, ELECTRA, DEBERTA_V2, MODERNBERT)
 CAUSAL = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, OPT, GPT2)
 DENOISING = (T5,)
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (*MASKED, *CAUSAL, *DENOISING)}
+ALWAYS = ("hidden", "ffn", "heads", "layers", "vocab")  # axes whose size every configuration states
 UNLIMITED = 1 << 30  # positions of a model that knows distances alone
 
 
@@ -35,14 +36,18 @@ def plan_for(config: Any) -> WidthPlan:
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise without_table(config.model_type)
+    if getattr(config, "auto_map", None):
+        raise with_own_code(f"{_called(config)}, of type '{config.model_type}',")
     if kind := getattr(config, "quantization_config", None):
         method = kind.get("quant_method") if isinstance(kind, dict) else getattr(kind, "quant_method", kind)
         what = f"the weights of the teacher are quantised ({getattr(method, 'value', method)})"
         raise HomodistilError("DATA-QUANTISED", what, "Use the model that they were made from, in bf16 or float32.")
-    if family.refused is not None and (reason := family.refused(config)):
+    reason = "cross-attention" if getattr(config, "add_cross_attention", False) else ""
+    if reason := reason or (family.refused(config) if family.refused else ""):
         what = f"a {config.model_type} with {reason}, which its width table does not hold"
         raise HomodistilError("CFG-FAMILY", what, "Use another model of this family, or another family.")
     sizes: dict[str, Any] = {axis: getattr(config, name, None) for axis, name in family.fields.items()}
+    _check_sizes(config, family, sizes | {axis: size(config) for axis, size in family.computed.items()})
     merged = {axis: other for axis, other in family.merges.items() if sizes[axis] == sizes[other]}
     heads = sizes["heads"]
     head_size = sizes.get("head_size") or sizes["hidden"] // heads
@@ -62,6 +67,39 @@ def plan_for(config: Any) -> WidthPlan:
         - family.positions_before
         - (config.pad_token_id + 1 if family.padded_positions else 0),
         queries_per_group=heads // (sizes.get("key_value_heads") or heads),
+    )
+
+
+def _called(config: Any) -> str:
+    """The folder or hub name that a configuration was read from."""
+    return config.name_or_path or "the teacher"
+
+
+def _check_sizes(config: Any, family: Family, sizes: Mapping[str, Any]) -> None:
+    """Raises HomodistilError for sizes that no model has."""
+    counted = ("hidden", "ffn", "heads", "layers", "vocab", "head_size", "key_value_heads", "decoder_layers")
+    known = {axis: sizes[axis] for axis in counted if sizes.get(axis) is not None or axis in ALWAYS}
+    wrong = [axis for axis, size in known.items() if not isinstance(size, int) or size < 1]
+    groups = known.get("key_value_heads", 1)
+    if not wrong and known["heads"] % groups:
+        wrong = ["heads", "key_value_heads"]
+    if not wrong and "head_size" not in known and known["hidden"] % known["heads"]:
+        wrong = ["hidden", "heads"]
+    if wrong:
+        told = " with ".join(f"{family.fields.get(axis, axis)} {known[axis]}" for axis in wrong)
+        raise HomodistilError(
+            "DATA-TEACHER",
+            f"the config.json of {_called(config)} has {told}: no {family.model_type} has such sizes",
+            "Put the config.json that the weights were saved with beside them.",
+        )
+
+
+def with_own_code(what: str) -> HomodistilError:
+    return HomodistilError(
+        "DATA-CODE",
+        f"{what} comes with code of its own, which is never run",
+        f"Only what transformers knows itself is loaded: {', '.join(FAMILIES)}. If it is one of these without that "
+        "code, take auto_map out of its config.json.",
     )
 
 

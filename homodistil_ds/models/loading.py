@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import re
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -23,7 +26,7 @@ from transformers.initialization import no_init_weights
 from homodistil_ds.config import BUILTIN
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.models import norms
-from homodistil_ds.models.families import FAMILIES, plan_for, without_table
+from homodistil_ds.models.families import FAMILIES, plan_for, with_own_code, without_table
 from homodistil_ds.models.fused import has_own_head, keep_generation, put_together, taken_apart
 from homodistil_ds.models.pieces import (
     AUTO_CLASSES,
@@ -31,6 +34,7 @@ from homodistil_ds.models.pieces import (
     Read,
     check_own_head,
     check_pieces,
+    has_pieces,
     header,
     open_pieces,
     outline,
@@ -51,8 +55,14 @@ def folder_of(teacher: str) -> str:
 
 
 def config_of(source: str | Path) -> Any:
-    """The configuration in a folder or of a hub name. Code that comes with a model is never run."""
-    return AutoConfig.from_pretrained(source, trust_remote_code=False)
+    """The configuration in a folder or of a hub name. Code that comes with a model is never run.
+
+    Raises OSError and ValueError for one that cannot be read.
+    """
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except StrictDataclassError as error:
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def tokenizer_of(source: str | Path) -> PreTrainedTokenizerBase:
@@ -79,6 +89,9 @@ def load_teacher(
         plan = plan_for(config)
         _check_kind(teacher, plan, only, flag)
         tokenizer = tokenizer_of(source)
+        check_tokenizer(tokenizer, config.vocab_size, teacher, flag)
+        if has_pieces(source):
+            check_pieces(source, outline(config, plan.family, as_in_files=True), _known(plan), flag)
         model, info = AUTO_CLASSES[plan.family.language_model].from_pretrained(
             source,
             config=config,
@@ -94,8 +107,13 @@ def load_teacher(
     taken_apart(model, plan.family)
     if _missing_head(teacher, flag, plan, set(info["missing_keys"]), head_may_be_missing, model):
         start_head_as_identity(model, plan)
-    check_tokenizer(tokenizer, config.vocab_size, teacher, flag)
     return model.eval(), tokenizer
+
+
+def _known(plan: WidthPlan) -> Callable[[str], bool]:
+    """Whether a model of the family may have a parameter of this name, in any layer and with any configuration."""
+    whole = replace(plan, family=FAMILIES[plan.family.model_type])
+    return lambda name: whole.find(name) is not None
 
 
 def _check_kind(teacher: str, plan: WidthPlan, only: LanguageModel | None, flag: str) -> None:
@@ -134,23 +152,19 @@ def load_outline(
         config = config_of(source)
         plan = plan_for(config)
         tokenizer = tokenizer_of(source)
+        check_tokenizer(tokenizer, config.vocab_size, teacher)
         model, pieces = outline(config, plan.family), open_pieces(source)
         check_own_head(source, model, plan.family)
     except (OSError, ValueError, RuntimeError) as error:
         raise unloadable(teacher, error) from error
-    missing = check_pieces(source, model, pieces, lambda name: plan.find(name) is not None)
+    missing = check_pieces(source, model, _known(plan))
     head = _missing_head(teacher, "--teacher", plan, missing, head_may_be_missing, model, MEND)
-    check_tokenizer(tokenizer, config.vocab_size, teacher)
     return model, tokenizer, _with_identity_head(reader(pieces), head, plan) if head else reader(pieces)
 
 
 def unloadable(teacher: str, error: Exception, flag: str = "--teacher") -> HomodistilError:
     if "custom code" in str(error):
-        return HomodistilError(
-            "DATA-CODE",
-            f"{flag} {teacher} comes with code of its own, which would have to be run to load it",
-            f"Only what transformers knows itself is loaded: {', '.join(FAMILIES)}.",
-        )
+        return with_own_code(f"{flag} {teacher}")
     if unknown := re.search(r"model type `(.+?)` but Transformers does not recognize", str(error)):
         return without_table(unknown[1])
     return HomodistilError(

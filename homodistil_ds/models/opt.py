@@ -1,5 +1,7 @@
 """The width table of OPT (Hugging Face model_type "opt"), with embeddings as wide as its layers. A table, no code."""
 
+from typing import Any
+
 from homodistil_ds.models.width import Axis, Family, Row, matrices
 
 _LAYER = "model.decoder.layers.{layer}"
@@ -14,6 +16,17 @@ _MATRICES: dict[str, tuple[Axis, Axis]] = {
 }
 _NORMS = ("self_attn_layer_norm", "final_layer_norm")
 
+
+def _refused(config: Any) -> str:
+    if config.word_embed_proj_dim != config.hidden_size:
+        return "narrower embeddings"
+    return "" if config.layer_norm_elementwise_affine else "norms without weights"
+
+
+def _has_last_norm(config: Any) -> bool:
+    return config.do_layer_norm_before and not config._remove_final_layer_norm
+
+
 OPT = Family(
     model_type="opt",
     language_model="causal",
@@ -22,13 +35,17 @@ OPT = Family(
         Row(pattern="model.decoder.embed_positions.weight", axes=("position", "hidden"), part="embeddings"),
         *matrices(_LAYER, _MATRICES, dict.fromkeys(_MATRICES, lambda config: config.enable_bias)),
         *(
+            Row(pattern=f"{_LAYER}.{norm}.{name}", axes=("hidden",), part="vectors")
+            for norm in _NORMS
+            for name in ("weight", "bias")
+        ),
+        *(
             Row(
-                pattern=f"{place}.{name}",
+                pattern=f"model.decoder.final_layer_norm.{name}",
                 axes=("hidden",),
                 part="vectors",
-                when=lambda config: config.layer_norm_elementwise_affine,
+                when=_has_last_norm,
             )
-            for place in (*(f"{_LAYER}.{norm}" for norm in _NORMS), "model.decoder.final_layer_norm")
             for name in ("weight", "bias")
         ),
         Row(
@@ -52,6 +69,6 @@ OPT = Family(
     plain_scores=True,
     head=("lm_head",),
     merges={"embedding": "hidden"},
-    refused=lambda config: "" if config.word_embed_proj_dim == config.hidden_size else "narrower embeddings",
+    refused=_refused,
     positions_before=2,
 )

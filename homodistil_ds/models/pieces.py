@@ -53,7 +53,12 @@ class Piece:
     shape: tuple[int, ...]
 
 
-def open_pieces(source: str) -> dict[str, Piece]:
+def has_pieces(source: str) -> bool:
+    """Whether a folder or a hub name has safetensors files of its own; transformers also finds converted ones."""
+    return any(_cached(source, name) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
+
+
+def open_pieces(source: str, flag: str = "--teacher") -> dict[str, Piece]:
     """Every tensor of a folder's or a hub name's safetensors files by name; only the headers are read.
 
     Raises HomodistilError for files that are absent or damaged, and OSError as transformers does for hub names.
@@ -64,7 +69,7 @@ def open_pieces(source: str) -> dict[str, Piece]:
         if index is None:
             raise HomodistilError(
                 "DATA-TEACHER",
-                f"--teacher {source}: neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}",
+                f"{flag} {source}: neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}",
                 MEND,
             )
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -72,7 +77,7 @@ def open_pieces(source: str) -> dict[str, Piece]:
         if None in files:
             missing = names[files.index(None)]
             raise HomodistilError(
-                "DATA-TEACHER", f"--teacher {source}: {missing} is missing", "Copy or download it again."
+                "DATA-TEACHER", f"{flag} {source}: {missing} is missing", "Copy or download it again."
             )
     return {_new_name(name): piece for path in files if path for name, piece in header(path).items()}
 
@@ -143,12 +148,16 @@ def reader_of(model: PreTrainedModel) -> Read:
     return lambda name, start, count: tensors[name].detach().view(-1)[start : start + count]
 
 
-def outline(config: object, family: Family) -> PreTrainedModel:
-    """The model of a configuration with names and shapes alone: its tensors are on the meta device."""
+def outline(config: object, family: Family, as_in_files: bool = False) -> PreTrainedModel:
+    """The model of a configuration with names and shapes alone: its tensors are on the meta device, and fused matrices
+    taken apart, or `as_in_files`. Raises ValueError for a configuration that transformers makes no model of."""
     loader = AUTO_CLASSES[family.language_model]
     with torch.device("meta"):
-        model = loader.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
-        return taken_apart(model, family)
+        try:
+            model = loader.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
+        except (KeyError, TypeError, RuntimeError, ZeroDivisionError) as error:
+            raise ValueError(f"transformers makes no model of its config.json ({error!r})") from error
+        return model if family.fused and as_in_files else taken_apart(model, family)
 
 
 def unfilled(model: PreTrainedModel) -> PreTrainedModel:
@@ -175,34 +184,35 @@ def exact_buffers(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def check_pieces(
-    source: str, model: PreTrainedModel, pieces: dict[str, Piece], known: Callable[[str], bool]
+    source: str, model: PreTrainedModel, known: Callable[[str], bool], flag: str = "--teacher"
 ) -> set[str]:
     """Compare files with what the model needs; returns the names that the files lack, for the caller to judge.
 
     Tensors that the model has no place for are passed over, as transformers does, unless they are of a kind that it
     has (`known`): such as the weights of a further layer. Raises HomodistilError for those and for other shapes.
     """
+    pieces = open_pieces(source, flag)
     needed = {name: tuple(tensor.shape) for name, tensor in _saved(model).items()}
     tied = set(model.state_dict()) - set(needed)
     surplus = sorted(name for name in pieces if name not in needed and name not in tied and known(name))
     if surplus:
         raise HomodistilError(
             "DATA-TEACHER",
-            f"--teacher {source}: its config.json has no place for {len(surplus)} tensors, first {surplus[0]}",
+            f"{flag} {source}: its config.json has no place for {len(surplus)} tensors, first {surplus[0]}",
             "Put the config.json that the weights were saved with beside them.",
         )
     for name, shape in needed.items():
         if name in pieces and pieces[name].shape != shape:
             raise HomodistilError(
                 "DATA-TEACHER",
-                f"--teacher {source}: {name} is {list(pieces[name].shape)}, its config.json makes it {list(shape)}",
+                f"{flag} {source}: {name} is {list(pieces[name].shape)}, its config.json makes it {list(shape)}",
                 "Put the config.json that the weights were saved with beside them.",
             )
-    _check_tied(source, model, pieces)
+    _check_tied(source, model, pieces, flag)
     return set(needed) - set(pieces)
 
 
-def _check_tied(source: str, model: PreTrainedModel, pieces: dict[str, Piece]) -> None:
+def _check_tied(source: str, model: PreTrainedModel, pieces: dict[str, Piece], flag: str) -> None:
     """A tensor that the configuration ties to another one is that one, where files hold both."""
     names = model.state_dict(keep_vars=True)
     first = {id(tensor): name for name, tensor in _saved(model).items()}
@@ -211,7 +221,7 @@ def _check_tied(source: str, model: PreTrainedModel, pieces: dict[str, Piece]) -
         if kept != name and {kept, name} <= pieces.keys() and not _alike(pieces[kept], pieces[name]):
             raise HomodistilError(
                 "DATA-TEACHER",
-                f"--teacher {source}: its config.json ties {name} to {kept}, and its files hold two different ones",
+                f"{flag} {source}: its config.json ties {name} to {kept}, and its files hold two different ones",
                 'If the model was trained so, put "tie_word_embeddings": false into config.json.',
             )
 
@@ -229,7 +239,7 @@ def check_own_head(source: str, model: PreTrainedModel, family: Family, flag: st
 
     Raises HomodistilError.
     """
-    if has_own_head(model, family) and HEAD not in open_pieces(source):
+    if has_own_head(model, family) and HEAD not in open_pieces(source, flag):
         raise HomodistilError(
             "DATA-TEACHER",
             f"{flag} {source}: its config.json says that its vocabulary head is its own, and no file has a {HEAD}",

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from homodistil_ds.models.depth import outline_of
 from homodistil_ds.models.families import plan_for
 from homodistil_ds.models.forward import Read, Student
-from homodistil_ds.models.loading import config_of, folder_of
+from homodistil_ds.models.loading import config_of, folder_of, unloadable
 from homodistil_ds.models.pieces import outline
 from homodistil_ds.models.width import WidthPlan, Widths
 from homodistil_ds.pruning.shrink import blank
@@ -93,7 +93,11 @@ def _outline(teacher: str, layers: int) -> PreTrainedModel:
     """Names and shapes of the teacher's first layers."""
     config = config_of(folder_of(teacher))
     plan = plan_for(config)
-    return outline_of(outline(config, plan.family), plan, tuple(range(layers)))
+    try:
+        whole = outline(config, plan.family)
+    except ValueError as error:
+        raise unloadable(teacher, error) from error
+    return outline_of(whole, plan, tuple(range(layers)))
 
 
 def _storage(tensor: torch.Tensor) -> int:

@@ -18,9 +18,13 @@ def host_bytes_around(job: Job) -> int:
     """Beside a GPU, before the loop and after it: models that every rank makes or takes whole, in float32."""
     if job.device.keeps_freed:
         return 0
-    source = entries(shapes(job.plan, job.plan.full)) if job.placement == "replicated" else 0
+    whole = entries(shapes(job.plan, job.plan.full))
+    source = whole if job.placement == "replicated" else 0
     began = source + (entries(job.trained(job.first_widths)) if job.stage < 3 else 0)
-    return FP32 * max(began, entries(job.trained(job.last_widths)))
+    teacher = source if job.with_teacher else 0  # loaded anew, before it goes to the GPU
+    if job.with_teacher and job.placement == "cpu_offload":
+        teacher = whole // job.ranks
+    return FP32 * max(began, teacher + entries(job.trained(job.last_widths)))
 
 
 def host_bytes_of_node(job: Job, footprints: Sequence[Footprint]) -> int:
@@ -39,8 +43,9 @@ def measuring_bytes(taught: int, largest: int, student: int, parts: int, offload
 
 
 def end_bytes(job: Job) -> int:
-    """While the student is measured: in float32 where both models fit, else in the format of training."""
-    taught = [math.prod(shape) for _, shape in job.taught()]
+    """While the student is measured: in float32 where both models fit, else in the format of training. The teacher is
+    there with a cache too."""
+    taught = [math.prod(shape) for _, shape in shapes(job.plan, job.plan.full)] if job.with_teacher else []
     student = entries(shapes(job.student_plan, job.last_widths))
     offloaded = job.placement == "cpu_offload" and not job.device.keeps_freed
     sizes = [

@@ -37,10 +37,14 @@ class Choice:
 def choices_of(job: Job) -> Iterator[Choice]:
     """Every stage that this precision trains at with every placement, the cheapest that fits first.
 
-    Each with the largest micro batch that fits, of the one that was asked for and its halves. Where none fits, the same
-    with means that take time for memory; where such means are asked for, also what fits without them.
+    Each with the largest micro batch that fits, of the one that was asked for, its half and so on. Where none fits,
+    the same with means that take time for memory; where such means are asked for, also what fits without them.
     """
-    found = [choice for choice in _all_choices(_without_means(job)) if choice.fits] if _has_means(job) else []
+    found: list[Choice] = []
+    for own in _lighter(job) if _has_means(job) else ():
+        found += [choice for choice in _all_choices(own) if choice.fits]
+        if found:
+            break
     for own in _ever_smaller(job):
         found += _all_choices(own)
         if any(choice.fits for choice in found):
@@ -65,6 +69,14 @@ def _without_means(job: Job) -> Job:
     return replace(job, machine=machine | {"zero_optimization": zero}, later=None)
 
 
+def _lighter(job: Job) -> Iterator[Job]:
+    """The job without these means, then, where it offloads, with layers run once more in place of that."""
+    none = _without_means(job)
+    yield none
+    if job.offloads:
+        yield replace(none, machine=none.machine | {"activation_checkpointing": {}})
+
+
 def _ever_smaller(job: Job) -> Iterator[Job]:
     """The job as it is, with layers run once more, with Adam in a GPU's host memory, with both."""
     yield job
@@ -87,7 +99,8 @@ def _stages(job: Job) -> list[int]:
 def _placements(job: Job) -> list[str]:
     found = {job.placement: None}
     if job.runs_teacher and job.ranks > 1 and not job.plan.family.fused:
-        found |= dict.fromkeys(("replicated", "node", "zero3") if job.nodes > 1 else ("replicated", "zero3"))
+        nodes = ("node",) if job.nodes > 1 and job.ranks_per_node > 1 else ()
+        found |= dict.fromkeys(("replicated", *nodes, "zero3"))
     if job.runs_teacher and job.offloads and not job.plan.family.fused:
         found |= {"cpu_offload": None}
     return list(found)
@@ -105,9 +118,10 @@ def _choice(job: Job, stage: int, placement: str) -> Choice:
         phases = list(phases_of(own))
         peak = max(start_bytes(own), end_bytes(own), *(phase.footprint.peak for phase in phases))
         fits = fits_in(own.device, peak, host_peak(own, phases))
-        if fits or micro % 2:
+        if fits or micro == 1:
             break
-        micro, times = micro // 2, times * 2
+        part = next(factor for factor in range(2, micro + 1) if micro % factor == 0)
+        micro, times = micro // part, times * part
     hours = sum(phase.seconds for phase in phases) * own.ranks / 3600
     return Choice(
         stage=stage,

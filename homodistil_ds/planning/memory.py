@@ -123,7 +123,7 @@ def bucket_bytes(job: Job, widths: Widths) -> int:
     size, most = entries(job.trained(widths)), job.zero("reduce_bucket_size", BUCKET)
     # DeepSpeed makes it whole; what nobody writes to is no memory of a process on a CPU.
     used = min(size, most) if job.device.keeps_freed or job.stage == 0 else most
-    return job.weight_bytes * used * (2 if job.zero("overlap_comm", False) else 1)
+    return job.weight_bytes * used * (2 if job.stage < 3 and job.zero("overlap_comm", False) else 1)
 
 
 def step_bytes(job: Job, widths: Widths) -> int:

@@ -64,8 +64,8 @@ def text(plan: Plan) -> str:
         *_cache(plan),
         "",
         "| steps | widths | ZeRO | parameters | peak | teacher | student | optimizer | gradients | activations, losses "
-        "| logits | got per step | step | of it collectives | tokens/s | MFU |",
-        "|:--|:--|" + "--:|" * 14,
+        "| logits | got per step | on the wire | step | of it collectives | tokens/s | MFU |",
+        "|:--|:--|" + "--:|" * 15,
         *(_row(phase) for phase in plan.phases),
         "",
         "| ZeRO | teacher | micro batch | layers run twice | Adam | peak | host memory of a node | fits | hours |",
@@ -81,7 +81,7 @@ def _cache(plan: Plan) -> list[str]:
         return []
     job = plan.job
     if job.cached:
-        return ["The teacher cache seems to hold every row: its body does not run."]
+        return ["The teacher cache seems to hold every row: the teacher's body runs at the end alone, to measure."]
     per_token = plan.cache_row_bytes / job.config.sequence_length
     body = body_flops(job.plan, job.plan.full, job.config.sequence_length, job.predicted_share)
     return [
@@ -95,11 +95,11 @@ def _row(phase: Phase) -> str:
     passing = items["activations"] + items["losses"]
     own = [items[name] for name in ("teacher", "student", "optimizer", "gradients")]
     sizes = " | ".join(gib(size) for size in (phase.footprint.peak, *own, passing, items["logits"]))
-    got, pace = sum(phase.traffic.values()), phase.pace
+    got, wire, pace = sum(phase.traffic.values()), sum(phase.wire.values()), phase.pace
     return (
         f"| {phase.first:,}-{phase.last:,} | {phase.widths} | {phase.stage} | {phase.parameters:,} | {sizes} "
-        f"| {gib(got)} | {seconds(pace.seconds)} | {seconds(pace.communication)} | {pace.tokens_per_second:,.0f} "
-        f"| {pace.utilisation:.0%} |"
+        f"| {gib(got)} | {gib(wire)} | {seconds(pace.seconds)} | {seconds(pace.communication)} "
+        f"| {pace.tokens_per_second:,.0f} | {pace.utilisation:.0%} |"
     )
 
 

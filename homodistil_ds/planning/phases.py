@@ -10,7 +10,7 @@ from homodistil_ds.planning.around import host_bytes_of_node
 from homodistil_ds.planning.job import Job
 from homodistil_ds.planning.memory import Footprint, footprint, job_at
 from homodistil_ds.planning.speed import Pace, pace
-from homodistil_ds.planning.traffic import step_traffic
+from homodistil_ds.planning.traffic import step_traffic, wire_traffic
 from homodistil_ds.pruning.milestones import Milestone
 from homodistil_ds.runtime import ds_config
 
@@ -29,6 +29,8 @@ class Phase:
     footprint: Footprint
     traffic: Mapping[str, int]
     """Bytes that a rank gets in one optimizer step, while neurons still leave."""
+    wire: Mapping[str, int]
+    """Bytes that go over its line for that."""
     pace: Pace
 
     @property
@@ -55,6 +57,7 @@ def phases_of(job: Job) -> Iterator[Phase]:
             parameters=count(job.student_plan, cut.widths).with_head,
             footprint=footprint(own, cut.widths, after),
             traffic=step_traffic(own, cut.widths, scored),
+            wire=wire_traffic(own, cut.widths, scored),
             pace=pace(own, cut.widths, scored),
         )
 

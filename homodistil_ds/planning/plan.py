@@ -116,6 +116,8 @@ def _warnings(plan: Plan) -> Iterator[str]:
     if "attention" in job.objective.student_reads() and job.config.sequence_length >= 512:
         yield "attention maps of this length are held whole; --loss.attention 0 runs fused attention"
     target = plan.phases[-1].widths
+    if job.prunes and target == job.student_plan.full and job.student_plan.layers == job.plan.layers:
+        yield "the student is as large as its teacher: name --student sizes"
     uneven = [f"{name} {size}" for name, size in (("hidden", target.hidden), ("ffn", target.ffn)) if size % TILE]
     if uneven and not device.keeps_freed and target != job.student_plan.full:
         yield (
@@ -126,14 +128,21 @@ def _warnings(plan: Plan) -> Iterator[str]:
     if last["teacher"] > sum(last.values()) / 2:
         yield f"at the end {last['teacher'] / sum(last.values()):.0%} of the work is the teacher's forward pass"
     if job.offloads:
-        yield "offloaded Adam: expect a third of the speed that the same model has without"
+        yield "offloaded Adam: published runs keep a third of the speed that the same model has without"
     if plan.phases[0].pace.communication > plan.phases[0].pace.seconds / 5:
         share = plan.phases[0].pace.communication / plan.phases[0].pace.seconds
-        yield f"collectives take {share:.0%} of a step if nothing hides them; raise the micro batch"
+        yield f"collectives take {share:.0%} of a step if nothing hides them; {_fewer_collectives(job)}"
     if job.config.assistant != "none":
         yield "the second descent, from the assistant, is not part of this plan"
     if plan.simulated:
         yield f"simulated: nothing of this was measured on {job.ranks:,} ranks"
+
+
+def _fewer_collectives(job: Job) -> str:
+    """What makes them rarer: those of every micro batch, or those of every step."""
+    if job.accumulation > 1 and (job.stage > 1 or (job.runs_teacher and job.placement != "replicated")):
+        return "raise the micro batch"
+    return "use fewer ranks, a larger --global_batch_size or a lower stage"
 
 
 def _even(job: Job, target: Widths) -> str:
@@ -194,6 +203,7 @@ def _phase_json(job: Job, phase: Phase) -> dict[str, Any]:
         "peak_bytes": phase.footprint.peak,
         "host_bytes": phase.footprint.host,
         "traffic_bytes": dict(phase.traffic),
+        "wire_bytes": dict(phase.wire),
         "flops_per_token": job.flops(phase.widths),
         "step_seconds": phase.pace.seconds,
         "communication_seconds": phase.pace.communication,

@@ -12,7 +12,7 @@ from homodistil_ds.models.width import INTO_HEADS, Stack, WidthPlan, Widths
 from homodistil_ds.planning.devices import REACHED
 from homodistil_ds.planning.job import Job, entries
 from homodistil_ds.planning.memory import in_layers, stacks_of
-from homodistil_ds.planning.traffic import host_traffic, messages, step_traffic
+from homodistil_ds.planning.traffic import host_traffic, messages, wire_traffic
 from homodistil_ds.pruning.cost import body_flops, crossed, head_flops
 from homodistil_ds.runtime import ds_config
 
@@ -20,7 +20,10 @@ LATENCY = 15e-6  # of a collective, per doubling of the ranks
 MOVED = 6.0  # times that what a layer keeps is read and written in a forward and a backward pass
 MOVED_FORWARD = 2.0
 ADAM_BYTES = 30  # moved per parameter by a fused Adam
-LOGIT_BYTES = 62  # moved per logit by losses that are not fused
+# Bytes/s of a node's host memory that an Adam there reaches, a guess on the safe side: with it 3 G parameters take
+# 0.9 s, and a whole step of Qwen2.5-3B on two A100 took 2.4 s (DeepSpeed's pull request 7474).
+HOST_ADAM = 100e9
+LOGIT_BYTES = 62  # moved per logit by losses that are not fused, of both models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +47,14 @@ def pace(job: Job, widths: Widths, scored: bool) -> Pace:
     body = body_flops(job.student_plan, widths, job.config.sequence_length, job.predicted_share)
     again = body * ds_config.recomputes(job.machine)
     rate = device.product if in_half(job) else device.single  # nothing here turns TF32 on
-    products = tokens * (job.flops(widths) + again) / rate
-    moved = tokens * _moved(job, widths) + ADAM_BYTES * entries(job.trained(widths)) / (job.ranks if job.stage else 1)
+    left_out = 0.0 if device.keeps_freed else _left_out(job, widths, 3 + ds_config.recomputes(job.machine))
+    products = tokens * (job.flops(widths) + again - left_out) / rate
+    adam = ADAM_BYTES * entries(job.trained(widths)) / (job.ranks if job.stage else 1)
+    moved = tokens * _moved(job, widths) + (0 if job.offloads else adam)
     computing = (products + moved / device.bandwidth) / reached
-    traffic = step_traffic(job, widths, scored)
+    if job.offloads:
+        computing += adam * job.ranks_per_node / HOST_ADAM
+    traffic = wire_traffic(job, widths, scored)
     in_node = traffic.pop("teacher", 0) if job.placement == "node" else 0
     moving = sum(traffic.values()) / job.bus + in_node / device.bus
     communication = moving + messages(job) * LATENCY * math.log2(job.ranks) if job.ranks > 1 else 0.0
@@ -68,13 +75,30 @@ def in_half(job: Job) -> bool:
 
 def useful_flops(job: Job, widths: Widths) -> float:
     """Per token: the teacher's forward pass, of its body unless a cache spares that, the student's forward and
-    backward, heads where logits are read."""
-    length, share = job.config.sequence_length, job.predicted_share
+    backward, heads where logits are read, half of a decoder's maps."""
+    length, share = job.config.sequence_length, job.predicted_share * _speaks(job)
     models = [(job.student_plan, widths, 3, True)] + [(job.plan, job.plan.full, 1, job.runs_teacher)] * job.with_teacher
-    return sum(
-        times * (body_flops(plan, own, length, share) * has_body + share * head_flops(plan, own))
+    all_of = sum(
+        times * (body_flops(plan, own, length, job.predicted_share) * has_body + share * head_flops(plan, own))
         for plan, own, times, has_body in models
     )
+    return all_of - _left_out(job, widths, 3)
+
+
+def _left_out(job: Job, widths: Widths, times: int) -> float:
+    """FLOPs per token of the half of a decoder's maps that nobody attends to, which fused kernels leave out: in so many
+    passes of the student and in the teacher's."""
+    if job.plan.family.language_model != "causal":
+        return 0.0
+    full = job.plan.full
+    own = job.student_plan.layers * widths.heads * widths.head_size
+    its = job.plan.layers * full.heads * full.head_size * job.runs_teacher
+    return 2 * job.config.sequence_length * (times * own + its)
+
+
+def _speaks(job: Job) -> bool:
+    """Whether the losses read logits, at once or in parts."""
+    return bool({"logits", "predicted"} & set(job.objective.student_reads()))
 
 
 def _moved(job: Job, widths: Widths) -> float:
@@ -86,10 +110,9 @@ def _moved(job: Job, widths: Widths) -> float:
     if "attention" in job.objective.student_reads():
         own, its = (in_layers(job, plan, 2) + crossed(stacks_of(job, plan)) for plan in (job.student_plan, job.plan))
         maps = 18 * own * widths.heads + 15 * its * job.plan.full.heads
-    return (
-        c * (student + teacher + maps * job.config.sequence_length)
-        + job.predicted_share * LOGIT_BYTES * job.plan.fixed["vocab"]
-    )
+    return c * (
+        student + teacher + maps * job.config.sequence_length
+    ) + job.predicted_share * LOGIT_BYTES * job.plan.fixed["vocab"] * _speaks(job) / (1 if job.with_teacher else 2)
 
 
 def per_token(job: Job, plan: WidthPlan, widths: Widths) -> float:

@@ -32,6 +32,20 @@ def step_traffic(job: Job, widths: Widths, scored: bool) -> dict[str, int]:
     return {name: size for name, size in found.items() if size}
 
 
+def wire_traffic(job: Job, widths: Widths, scored: bool) -> dict[str, int]:
+    """Bytes that go over a rank's line in that step, by collectives in a ring: of an all-gather and a reduce-scatter
+    everything but the rank's own part, of an all-reduce twice that. DeepSpeed 0.19 reduces gradients by all-reduce up
+    to stage 2."""
+    found = step_traffic(job, widths, scored)
+    whole = {"gradients": job.ranks if job.stage == 3 else 2, "scores": 2}
+    parts = {"teacher": job.teacher_parts}
+
+    def others(name: str) -> float:
+        return 1 - 1 / parts.get(name, job.ranks)
+
+    return {name: round(size * whole.get(name, 1) * others(name)) for name, size in found.items()}
+
+
 def _whole(job: Job, trained: Sequence[Parameter]) -> dict[str, int]:
     gradients = job.weight_bytes * entries(trained) * (job.accumulation if job.stage == 2 else 1)
     return {"gradients": gradients, "weights": job.weight_bytes * flat(job, trained) if job.stage else 0}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from family_models import MASKED, tiny_config, tiny_model
-from transformers import AutoModelForSeq2SeqLM, BertConfig, BertForMaskedLM
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, BertConfig, BertForMaskedLM
 
 from homodistil_ds.errors import HomodistilError
 from homodistil_ds.evaluation import onnx_export, plain, proof
@@ -165,6 +165,22 @@ def test_the_card_says_what_rounding_did_and_how_to_run_onnx() -> None:
     assert "9.3e-04" in text
     assert '{"input_ids": input_ids, "attention_mask": attention_mask}' in text
     assert "onnx" not in export_section("float32", 0.0, [])
+
+
+@pytest.mark.parametrize(
+    ("variant", "named", "loader"),
+    [
+        ("llama", None, AutoModelForCausalLM),
+        ("gpt2", ["GPT2Model"], AutoModelForCausalLM),
+        ("bert", ["BertModel"], AutoModelForMaskedLM),
+    ],
+)
+def test_a_folder_that_names_no_language_model_is_one_of_its_kind(
+    variant: str, named: list[str] | None, loader: type
+) -> None:
+    config = tiny_config(variant)
+    config.architectures = named
+    assert plain.auto_class(config) is loader
 
 
 @pytest.mark.parametrize("named", [["T5WithLMHeadModel"], None])

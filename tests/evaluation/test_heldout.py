@@ -1,9 +1,15 @@
 """Held-out figures are means over rows, however the rows are batched."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from family_models import save_teacher, tokenizer_for
+from tiny_run import WORDS
+from tool_modules import tool
 
 from homodistil_ds.data.predicted import Batch
+from homodistil_ds.data.prepare import prepare
 from homodistil_ds.evaluation.heldout import Forward, evaluate
 from homodistil_ds.models.forward import Activations
 
@@ -64,3 +70,22 @@ def test_without_a_teacher_its_figures_are_none_and_the_loss_the_same() -> None:
     assert alone.teacher_loss is None
     assert alone.discrepancy_kl is None
     assert alone.loss == evaluate(model(1), model(2), [(rows(), ROWS)]).loss
+
+
+@pytest.mark.parametrize(
+    ("length", "words", "named"),
+    [
+        (128, WORDS, "[CFG-LENGTH]"),
+        (32, WORDS[::-1], "[DATA-TOKENIZER]"),  # as many words, in another order
+        (32, [*WORDS, "more"], "[DATA-TOKENIZER]"),
+    ],
+)
+def test_the_tool_measures_nothing_that_does_not_fit(
+    length: int, words: list[str], named: str, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The models know 64 positions; the rows of the corpus are of 128, or the teacher speaks other words."""
+    models = save_teacher("gpt2", WORDS, tmp_path / "model"), save_teacher("gpt2", words, tmp_path / "teacher")
+    prepare([str(tiny_corpus)], tokenizer_for("gpt2", WORDS), length, 8, tmp_path / "corpus")
+    flags = ["--model", str(models[0]), "--teacher", str(models[1]), "--corpus", str(tmp_path / "corpus")]
+    assert tool("evaluate_heldout").main(flags) in (2, 4)
+    assert named in capsys.readouterr().err

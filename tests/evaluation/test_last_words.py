@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from family_models import save_teacher, tokenizer_for
 from tiny_run import WORDS
 from tokenizers import ByteLevelBPETokenizer
+from tool_modules import tool
 from transformers import AutoModelForCausalLM, GPT2TokenizerFast, PreTrainedTokenizerBase
 
 from homodistil_ds.data.tokens import Tokens
@@ -161,26 +159,14 @@ def test_passages_are_read_by_text_or_by_line(tmp_path: Path) -> None:
     assert raised.value.error_id == "DATA-NOT-FOUND"
 
 
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "tools" / "evaluate_heldout.py"
-    spec = importlib.util.spec_from_file_location("evaluate_heldout", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_tool_asks_both_models_the_same(decoder: Path, tool: ModuleType, tmp_path: Path) -> None:
+def test_the_tool_asks_both_models_the_same(decoder: Path, tmp_path: Path) -> None:
     teacher = save_teacher("llama", WORDS, tmp_path / "teacher")
     (tmp_path / "passages.txt").write_text("ban bas bat\n\nban\nfot bas\n", encoding="utf-8")
     figures = {}
     for name, models in {"both": [decoder, "--teacher", teacher], "teacher": [teacher]}.items():
         out = tmp_path / f"{name}.json"
         arguments = ["--model", *models, "--last_words", tmp_path / "passages.txt", "--output", out]
-        assert tool.main([str(argument) for argument in arguments]) == 0
+        assert tool("evaluate_heldout").main([str(argument) for argument in arguments]) == 0
         figures[name] = json.loads(out.read_text(encoding="utf-8"))
         assert figures[name].keys() == {"model", "last_words"}
     both, alone = (figures[name]["last_words"] for name in ("both", "teacher"))
@@ -191,7 +177,7 @@ def test_the_tool_asks_both_models_the_same(decoder: Path, tool: ModuleType, tmp
 
 
 def test_bad_input_is_refused_in_one_block(
-    tool: ModuleType, tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = save_teacher("llama-tied", WORDS, tmp_path / "model")
     good, bad = tmp_path / "good.txt", tmp_path / "bad.txt"
@@ -204,7 +190,7 @@ def test_bad_input_is_refused_in_one_block(
         (["--model", tiny_teacher, "--last_words", good], 2, "error[CFG-FAMILY]"),
         (["--model", model], 2, "error[CFG-FLAG]"),
     ):
-        assert tool.main([str(argument) for argument in arguments]) == code
+        assert tool("evaluate_heldout").main([str(argument) for argument in arguments]) == code
         told = capsys.readouterr()
         first, *remedy = told.err.splitlines()
         assert (said in first, told.out) == (True, "")

@@ -141,9 +141,7 @@ def test_a_classifier_is_exported_as_one(tmp_path: Path) -> None:
         torch.testing.assert_close(model.float().eval()(**inputs).logits, rounded, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "variant", ["bert", "roberta", "distilbert", "electra", "bert classifier", "gpt2", "gemma", "opt"]
-)
+@pytest.mark.parametrize("variant", [*ENCODERS, "bert classifier", "gpt2", "gemma", "opt", "mistral", "qwen3"])
 def test_every_family_becomes_onnx(variant: str, tmp_path: Path) -> None:
     family, _, head = variant.partition(" ")
     folder = save_classifier(family, tmp_path) if head else save_teacher(family, WORDS, tmp_path / "model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from family_models import save_teacher
 from plan_memory import BESIDE, CASES, measure
 from tiny_run import WORDS, write_corpus, write_teacher
+from transformers import LlamaConfig
 
 from homodistil_ds.config import load_run_config
 from homodistil_ds.machine import Machine
@@ -18,7 +20,7 @@ from homodistil_ds.planning.devices import GPUS
 from homodistil_ds.planning.job import job_of
 from homodistil_ds.planning.plan import plan_of
 from homodistil_ds.runtime import ds_config
-from integration.processes import machine, work
+from integration.processes import TRAIN, machine, run, work
 
 RANKS = 2
 # ZeRO-3 last: it changes torch's linear for the whole process.
@@ -94,3 +96,25 @@ def test_planned_flops_and_cuts_are_those_that_a_run_reports(two_ranks: Path, fp
 def test_planned_memory_is_near_the_peak_that_is_measured(case: str, tmp_path: Path) -> None:
     row = measure(next(one for one in CASES if one.name == case), tmp_path)
     assert abs(row["off_by"]) <= BESIDE, plan_memory.line(row)
+
+
+@pytest.mark.parametrize(("hidden", "code", "verdict"), [(32, 0, ": fits."), (16384, 1, ": DOES NOT FIT.")])
+def test_the_plan_flag_prints_the_plan_of_the_run_and_starts_nothing(
+    hidden: int, code: int, verdict: str, tmp_path: Path
+) -> None:
+    """Of the teacher there is a configuration and nothing else; 100 layers of 16,384 fit no test machine."""
+    layers = 2 if hidden == 32 else 100
+    LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        vocab_size=185,
+        max_position_embeddings=64,
+    ).save_pretrained(tmp_path / "teacher")
+    flags = ["--plan", "--teacher", str(tmp_path / "teacher"), "--student.num_attention_heads", "2"]
+    flags += ["--sequence_length", "32", "--output_dir", str(tmp_path / "run"), "--preset", "logit", "--steps", "10"]
+    done = run([sys.executable, str(TRAIN), *flags, "--student.intermediate_size", "16", "--global_batch_size", "8"])
+    assert done.code == code, done.shown
+    assert verdict in done.out
+    assert not (tmp_path / "run").exists()

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -62,14 +63,37 @@ def own_code(folder: Path) -> None:
     (folder / "configuration_own.py").write_text("raise SystemExit('this code was run')\n")
 
 
-def unknown_type(folder: Path) -> None:
+def own_code_for_a_known_type(folder: Path) -> None:
+    change_config(folder, auto_map={"AutoModelForMaskedLM": "modeling_own.Own"})
+
+
+def change_config(folder: Path, **changed: Any) -> None:
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "no_such_type"}))
+    (folder / "config.json").write_text(json.dumps({**config, **changed}))
+
+
+def unknown_type(folder: Path) -> None:
+    change_config(folder, model_type="no_such_type")
 
 
 def one_layer_more(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    change_config(folder, num_hidden_layers=3)
+
+
+def sizes_of_no_model(folder: Path) -> None:
+    change_config(folder, num_attention_heads=5)
+
+
+def sizes_of_no_number(folder: Path) -> None:
+    change_config(folder, hidden_size="32")
+
+
+def no_layers(folder: Path) -> None:
+    change_config(folder, num_hidden_layers=0)
+
+
+def cross_attention(folder: Path) -> None:
+    change_config(folder, add_cross_attention=True)
 
 
 def no_head(folder: Path) -> None:
@@ -96,6 +120,11 @@ def too_few_pieces(folder: Path) -> None:
         (other_family, "CFG-FAMILY", "bloom"),
         (unknown_type, "CFG-FAMILY", "no_such_type"),
         (own_code, "DATA-CODE", "code of its own"),
+        (own_code_for_a_known_type, "DATA-CODE", "code of its own"),
+        (sizes_of_no_model, "DATA-TEACHER", "32 with num_attention_heads 5"),
+        (sizes_of_no_number, "DATA-TEACHER", "hidden_size"),
+        (no_layers, "DATA-TEACHER", "num_hidden_layers 0"),
+        (cross_attention, "CFG-FAMILY", "cross-attention"),
         (one_layer_more, "DATA-TEACHER", "bert.encoder.layer.2."),
         (no_head, "DATA-NO-HEAD", "cls.predictions"),
         (too_many_pieces, "DATA-TOKENIZER", "186 pieces, the model's vocabulary 185"),

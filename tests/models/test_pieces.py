@@ -27,7 +27,7 @@ def saved_model(variant: str, folder: Path) -> Path:
     return folder
 
 
-def set_in_config(folder: Path, **values: bool) -> None:
+def set_in_config(folder: Path, **values: int) -> None:
     facts = json.loads((folder / "config.json").read_text(encoding="utf-8")) | values
     (folder / "config.json").write_text(json.dumps(facts), encoding="utf-8")
 
@@ -123,20 +123,21 @@ def test_runs_cross_rows_and_end_anywhere(folder: Path) -> None:
 
 
 def one_layer_more(folder: Path) -> None:
-    change_config(folder, num_hidden_layers=3)
+    set_in_config(folder, num_hidden_layers=3)
 
 
 def one_layer_less(folder: Path) -> None:
-    change_config(folder, num_hidden_layers=1)
+    set_in_config(folder, num_hidden_layers=1)
 
 
 def other_width(folder: Path) -> None:
-    change_config(folder, intermediate_size=48)
+    set_in_config(folder, intermediate_size=48)
 
 
-def change_config(folder: Path, **changed: int) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+def biases_without_a_place(folder: Path) -> None:
+    """Files with biases that a configuration without them has no place for."""
+    shutil.rmtree(folder)
+    set_in_config(saved_model("llama-tied", folder), attention_bias=False, mlp_bias=False)
 
 
 def a_shard_missing(folder: Path) -> None:
@@ -160,18 +161,20 @@ def header_cut(folder: Path) -> None:
         (one_layer_more, "DATA-TEACHER", "bert.encoder.layer.2."),
         (one_layer_less, "DATA-TEACHER", "bert.encoder.layer.1."),
         (other_width, "DATA-TEACHER", "intermediate.dense.weight is [64, 32]"),
+        (biases_without_a_place, "DATA-TEACHER", "no place for 14 tensors"),
         (a_shard_missing, "DATA-TEACHER", "model-00002"),
         (truncated, "DATA-CORRUPT", "model.safetensors"),
         (header_cut, "DATA-CORRUPT", "model.safetensors"),
         (without_head, "DATA-NO-HEAD", "cls.predictions"),
     ],
 )
+@pytest.mark.parametrize("load", [load_teacher, load_outline])
 def test_files_that_do_not_fit_are_refused_by_name(
-    folder: Path, damage: Callable[[Path], None], error_id: str, named: str
+    load: Callable[[str], object], folder: Path, damage: Callable[[Path], None], error_id: str, named: str
 ) -> None:
     damage(folder)
     with pytest.raises(HomodistilError) as caught:
-        load_outline(str(folder))
+        load(str(folder))
     assert caught.value.error_id == error_id
     assert named in caught.value.what
     assert str(folder) in caught.value.what

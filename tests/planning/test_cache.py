@@ -58,6 +58,7 @@ def test_a_whole_cache_spares_the_teachers_body_its_gathering_and_its_memory(tmp
     share = read.predicted_share
     assert read.flop_parts(read.plan.full)["teacher"] == pytest.approx(2 * share * (768 * 768 + matrix))
     plans = plan_of(read), plan_of(ran)
+    assert plans[0].end_peak == plans[1].end_peak, "the finished student is measured beside its teacher"
     assert plans[0].flops < plans[1].flops
     assert plans[0].seconds < plans[1].seconds
     assert {choice.placement for choice in plans[0].choices} == {"zero3"}

@@ -12,7 +12,7 @@ from family_models import MASKED, SIZES, VARIANTS, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, GPT2Config, LlamaConfig, PreTrainedModel, T5Config
 
-from homodistil_ds.config import PruningConfig, RunConfig, StudentConfig
+from homodistil_ds.config import LossConfig, PruningConfig, RunConfig, StudentConfig
 from homodistil_ds.distillation import vocabulary
 from homodistil_ds.distillation.attention_maps import SHORTEST
 from homodistil_ds.distillation.losses import Inputs
@@ -20,14 +20,15 @@ from homodistil_ds.errors import HomodistilError
 from homodistil_ds.machine import Machine
 from homodistil_ds.models.forward import Student, Teacher, headed
 from homodistil_ds.planning import page
-from homodistil_ds.planning.around import check_room
+from homodistil_ds.planning.around import check_room, host_bytes_around
 from homodistil_ds.planning.devices import GPUS, Device, device_named, gpu_called
 from homodistil_ds.planning.job import Job, entries, job_of
 from homodistil_ds.planning.memory import footprint, job_at, shape_of
 from homodistil_ds.planning.plan import Plan, as_json, plan_of
-from homodistil_ds.planning.speed import per_token
-from homodistil_ds.planning.traffic import step_traffic
+from homodistil_ds.planning.speed import per_token, useful_flops
+from homodistil_ds.planning.traffic import step_traffic, wire_traffic
 from homodistil_ds.presets import PRESETS
+from homodistil_ds.pruning.cost import body_flops
 
 GIB = 2**30
 H100 = GPUS["h100"]
@@ -259,6 +260,52 @@ def test_traffic_follows_the_stage(tmp_path: Path) -> None:
     assert traffic(3)["weights"] == pytest.approx(8 * size, rel=0.05)  # and the head for logits in parts
     assert traffic(2, placement="zero3")["teacher"] == pytest.approx(4 * size, rel=0.5)
     assert traffic(2, ranks=1) == {}
+
+
+def test_over_the_wire_goes_what_rings_send(tmp_path: Path) -> None:
+    """Gradients twice where they are all-reduced, once where they are scattered; weights once; all but the own part."""
+    config, size = replace(llama_7b(tmp_path), global_batch_size=256), 6_738_415_616
+
+    def wire(stage: int) -> dict[str, int]:
+        own = job(config, machine(stage), ranks=8, placement="replicated")
+        return wire_traffic(own, own.student_plan.full, scored=False)
+
+    assert wire(1) == pytest.approx({"gradients": 4 * size * 7 / 8, "weights": 2 * size * 7 / 8}, rel=1e-6)
+    assert wire(3)["gradients"] == pytest.approx(4 * size * 7 / 8, rel=1e-6)  # of two micro batches
+    assert wire(3)["weights"] == pytest.approx(8 * size * 7 / 8, rel=0.05)
+
+
+def test_a_decoder_attends_to_half_of_its_maps(tmp_path: Path) -> None:
+    """As MFU counts it, and time on a GPU; the FLOPs of the plan are all of them, as a counter's."""
+    config = llama_7b(tmp_path)
+    own = job(config, machine(1), ranks=1)
+    maps = 32 * 4096 * 4 * config.sequence_length
+    head = own.predicted_share * 2 * 4096 * 32000
+    body = 2 * (6_738_415_616 - 2 * 32000 * 4096 - 65 * 4096)
+    assert useful_flops(own, own.plan.full) == pytest.approx(4 * (body + head + maps / 2), rel=1e-6)
+
+
+def test_losses_that_read_no_logits_pay_for_none(tmp_path: Path) -> None:
+    config = replace(bert_base(tmp_path), loss=LossConfig(kl=0.0, hidden=0.0, embedding=0.0, mlm=0.0))
+    own = job(config, machine(1, micro=32))
+    body = body_flops(own.plan, own.plan.full, config.sequence_length, own.predicted_share)
+    assert useful_flops(own, own.plan.full) == 4 * body
+
+
+def test_a_student_as_large_as_its_teacher_is_told(tmp_path: Path) -> None:
+    config = llama_7b(tmp_path)
+    whole = plan_of(job(replace(config, student=StudentConfig()), machine(1)))
+    assert any("as large as its teacher" in warning for warning in whole.warnings)
+    assert not any("as large as" in warning for warning in plan_of(job(config, machine(1))).warnings)
+
+
+def test_the_end_takes_both_models_of_host_memory(tmp_path: Path) -> None:
+    """In float32, before they go to the GPUs: the teacher whole on each rank, or in pieces where it stays there."""
+    config, teacher = llama_7b(tmp_path), 4 * 6_738_415_616
+    plans = [job(config, machine(3), placement=name) for name in ("zero3", "replicated", "cpu_offload")]
+    alone, whole, pieces = (host_bytes_around(own) for own in plans)
+    assert whole - alone == teacher
+    assert pieces - alone == teacher // 8
 
 
 def test_it_says_what_would_fit_where_the_run_does_not(tmp_path: Path) -> None:
