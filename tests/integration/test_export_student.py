@@ -22,6 +22,7 @@ from homodistil_ds.runtime.checkpoint import Checkpoint
 from integration.processes import TRAIN, run
 
 TOOL = TRAIN.parent.parent / "tools" / "export_student.py"
+ENCODERS = ("bert", "roberta", "distilbert", "electra", "deberta-v2", "modernbert")
 
 
 @pytest.fixture(scope="module")
