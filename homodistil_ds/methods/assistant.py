@@ -13,7 +13,7 @@ from homodistil_ds.machine import Machine
 from homodistil_ds.methods.opening import say
 from homodistil_ds.methods.parts import complete_first
 from homodistil_ds.methods.start import TRIAL
-from homodistil_ds.pruning.family import assistant_by_gap, best_assistant
+from homodistil_ds.pruning.family import assistant_by_gap, would_teach
 from homodistil_ds.runtime import ranks
 
 Descent = Callable[[RunConfig, Machine, str, Path | None], None]
@@ -56,7 +56,9 @@ def _members_in(run_dir: Path) -> list[dict[str, Any]]:
 def choose_assistant(rule: str, members: Sequence[Mapping[str, Any]]) -> int:
     """The place among the members, as a report has them, of the one that teaches; never the last, which is taught."""
     if rule == "auto":
-        return best_assistant([row["trade_off"] for row in members[:-1]])
+        place = would_teach([row["trade_off"] for row in members])
+        assert place is not None, "an assistant needs two scales, and that was asked before"
+        return place
     if rule == "capacity":
         return assistant_by_gap([row["parameters"] for row in members])
     return next(place for place, row in enumerate(members) if f"{row['scale']:g}" == rule)

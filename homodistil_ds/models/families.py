@@ -47,13 +47,13 @@ def plan_for(config: Any) -> WidthPlan:
         what = f"a {config.model_type} with {reason}, which its width table does not hold"
         raise HomodistilError("CFG-FAMILY", what, "Use another model of this family, or another family.")
     sizes: dict[str, Any] = {axis: getattr(config, name, None) for axis, name in family.fields.items()}
-    _check_sizes(config, family, sizes | {axis: size(config) for axis, size in family.computed.items()})
+    sizes |= {axis: size(config) for axis, size in family.computed.items()}
+    _check_sizes(config, family, sizes)
     merged = {axis: other for axis, other in family.merges.items() if sizes[axis] == sizes[other]}
     heads = sizes["heads"]
     head_size = sizes.get("head_size") or sizes["hidden"] // heads
     rows = _rows_of(family, config, merged)
     sizes |= {"head_size": head_size, "position": sizes.get("position", UNLIMITED) + family.positions_before}
-    sizes |= {axis: size(config) for axis, size in family.computed.items()}
     fixed = ("vocab", "position", "type", "relative", "head_size", *family.merges, *family.computed)
     alike = family.layers_alike and len(set(getattr(config, "layer_types", None) or ())) < 2
     decoder_layers = sizes.get("decoder_layers", 0)

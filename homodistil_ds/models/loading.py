@@ -91,7 +91,8 @@ def load_teacher(
         tokenizer = tokenizer_of(source)
         check_tokenizer(tokenizer, config.vocab_size, teacher, flag)
         if has_pieces(source):
-            check_pieces(source, outline(config, plan.family, as_in_files=True), _known(plan), flag)
+            likeness = outline(config, plan.family, stays_fused=True)
+            check_pieces(source, likeness, open_pieces(source, flag), _known(plan), flag)
         model, info = AUTO_CLASSES[plan.family.language_model].from_pretrained(
             source,
             config=config,
@@ -157,7 +158,7 @@ def load_outline(
         check_own_head(source, model, plan.family)
     except (OSError, ValueError, RuntimeError) as error:
         raise unloadable(teacher, error) from error
-    missing = check_pieces(source, model, _known(plan))
+    missing = check_pieces(source, model, pieces, _known(plan))
     head = _missing_head(teacher, "--teacher", plan, missing, head_may_be_missing, model, MEND)
     return model, tokenizer, _with_identity_head(reader(pieces), head, plan) if head else reader(pieces)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,16 +149,17 @@ def reader_of(model: PreTrainedModel) -> Read:
     return lambda name, start, count: tensors[name].detach().view(-1)[start : start + count]
 
 
-def outline(config: object, family: Family, as_in_files: bool = False) -> PreTrainedModel:
+def outline(config: object, family: Family, stays_fused: bool = False) -> PreTrainedModel:
     """The model of a configuration with names and shapes alone: its tensors are on the meta device, and fused matrices
-    taken apart, or `as_in_files`. Raises ValueError for a configuration that transformers makes no model of."""
+    taken apart, or as files have them where it `stays_fused`. Raises ValueError for a configuration that transformers
+    makes no model of."""
     loader = AUTO_CLASSES[family.language_model]
     with torch.device("meta"):
         try:
             model = loader.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
         except (KeyError, TypeError, RuntimeError, ZeroDivisionError) as error:
             raise ValueError(f"transformers makes no model of its config.json ({error!r})") from error
-        return model if family.fused and as_in_files else taken_apart(model, family)
+        return model if family.fused and stays_fused else taken_apart(model, family)
 
 
 def unfilled(model: PreTrainedModel) -> PreTrainedModel:
@@ -184,17 +186,26 @@ def exact_buffers(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def check_pieces(
-    source: str, model: PreTrainedModel, known: Callable[[str], bool], flag: str = "--teacher"
+    source: str,
+    model: PreTrainedModel,
+    pieces: dict[str, Piece],
+    known: Callable[[str], bool],
+    flag: str = "--teacher",
 ) -> set[str]:
     """Compare files with what the model needs; returns the names that the files lack, for the caller to judge.
 
     Tensors that the model has no place for are passed over, as transformers does, unless they are of a kind that it
-    has (`known`): such as the weights of a further layer. Raises HomodistilError for those and for other shapes.
+    has (`known`), such as the weights of a further layer, and transformers does not say that they mean nothing. Raises
+    HomodistilError for those and for other shapes.
     """
-    pieces = open_pieces(source, flag)
     needed = {name: tuple(tensor.shape) for name, tensor in _saved(model).items()}
     tied = set(model.state_dict()) - set(needed)
-    surplus = sorted(name for name in pieces if name not in needed and name not in tied and known(name))
+    idle = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
+    surplus = sorted(
+        name
+        for name in pieces
+        if name not in needed and name not in tied and known(name) and not any(old.search(name) for old in idle)
+    )
     if surplus:
         raise HomodistilError(
             "DATA-TEACHER",

@@ -81,12 +81,16 @@ def check_room(job: Job, free: int) -> None:
         return  # a forward pass that cannot do without values is not looked at; the run may still fit
     host = host_bytes_of_node(job, [own])
     if job.device.host_memory and host > (1 + PLAN_ERROR) * job.device.host_memory:
+        why, less = "keep Adam, weights or the teacher there", "Offload less, use"
+        if host_bytes_around(job) > own.host:
+            why = "each make their models there, whole and in float32, when they start or when the student is measured"
+            less = "Use --teacher_placement zero3," if job.placement == "replicated" and job.with_teacher else "Use"
         raise HomodistilError(
             "CFG-MEMORY",
             f"this run needs {host / GIB:,.1f} GiB of this node's host memory, which has "
-            f"{job.device.host_memory / GIB:,.1f}: {job.ranks_per_node} ranks keep Adam, weights or the teacher there",
-            "Offload less, use fewer ranks per node and more nodes; tools/plan.py, with the same flags and "
-            "--host_memory, shows what would fit.",
+            f"{job.device.host_memory / GIB:,.1f}: {job.ranks_per_node} ranks {why}",
+            f"{less} fewer ranks per node and more nodes; tools/plan.py, with the same flags and --host_memory, shows "
+            "what would fit.",
         )
     starts = start_bytes(job)
     needed = max(own.peak, starts) - job.device.framework

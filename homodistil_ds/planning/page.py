@@ -81,7 +81,10 @@ def _cache(plan: Plan) -> list[str]:
         return []
     job = plan.job
     if job.cached:
-        return ["The teacher cache seems to hold every row: the teacher's body runs at the end alone, to measure."]
+        return [
+            "The teacher cache is as large as all rows together, and if they are those of this run the teacher's body "
+            "runs at the end alone, to measure."
+        ]
     per_token = plan.cache_row_bytes / job.config.sequence_length
     body = body_flops(job.plan, job.plan.full, job.config.sequence_length, job.predicted_share)
     return [

@@ -47,7 +47,8 @@ def pace(job: Job, widths: Widths, scored: bool) -> Pace:
     body = body_flops(job.student_plan, widths, job.config.sequence_length, job.predicted_share)
     again = body * ds_config.recomputes(job.machine)
     rate = device.product if in_half(job) else device.single  # nothing here turns TF32 on
-    left_out = 0.0 if device.keeps_freed else _left_out(job, widths, 3 + ds_config.recomputes(job.machine))
+    fused = not device.keeps_freed and "attention" not in job.objective.student_reads()
+    left_out = _left_out(job, widths, 3 + ds_config.recomputes(job.machine)) if fused else 0.0
     products = tokens * (job.flops(widths) + again - left_out) / rate
     adam = ADAM_BYTES * entries(job.trained(widths)) / (job.ranks if job.stage else 1)
     moved = tokens * _moved(job, widths) + (0 if job.offloads else adam)

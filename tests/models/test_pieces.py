@@ -94,6 +94,14 @@ def without_head(folder: Path) -> None:
     rewrite(folder, {f"bert.{name}": tensor for name, tensor in weights(folder).items()})
 
 
+def test_what_transformers_calls_idle_is_passed_over(tmp_path: Path) -> None:
+    """DeBERTa v3 has relative positions alone; older files also hold a table of absolute ones."""
+    folder = saved_model("deberta-v2-relative", tmp_path)
+    rewrite(folder, weights(folder) | {"deberta.embeddings.position_embeddings.weight": torch.ones(64, 32)})
+    for load in (load_teacher, load_outline):
+        load(str(folder))
+
+
 @pytest.mark.parametrize(
     "change",
     [as_it_is, in_shards, in_half_precision, with_old_names, with_parts_that_are_not_used, without_head],

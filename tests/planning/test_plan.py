@@ -21,11 +21,11 @@ from homodistil_ds.machine import Machine
 from homodistil_ds.models.forward import Student, Teacher, headed
 from homodistil_ds.planning import page
 from homodistil_ds.planning.around import check_room, host_bytes_around
-from homodistil_ds.planning.devices import GPUS, Device, device_named, gpu_called
+from homodistil_ds.planning.devices import GPUS, REACHED, Device, device_named, gpu_called
 from homodistil_ds.planning.job import Job, entries, job_of
 from homodistil_ds.planning.memory import footprint, job_at, shape_of
 from homodistil_ds.planning.plan import Plan, as_json, plan_of
-from homodistil_ds.planning.speed import per_token, useful_flops
+from homodistil_ds.planning.speed import pace, per_token, useful_flops
 from homodistil_ds.planning.traffic import step_traffic, wire_traffic
 from homodistil_ds.presets import PRESETS
 from homodistil_ds.pruning.cost import body_flops
@@ -214,8 +214,14 @@ def test_host_memory_that_is_known_must_be_enough(tmp_path: Path) -> None:
     assert [plan.fits for plan in plans] == [True, True, False]
     assert "of 64.0 GiB of a node's host memory" in plans[2].warnings[0]
     check_room(plans[1].job, 79 * GIB)
-    with pytest.raises(HomodistilError, match="of this node's host memory"):
-        check_room(plans[2].job, 79 * GIB)
+    pieces = job(config, values, device=replace(H100, host_memory=64 * GIB), placement="zero3")
+    with pytest.raises(HomodistilError, match="keep Adam, weights or the teacher there") as caught:
+        check_room(pieces, 79 * GIB)
+    assert caught.value.remedy.startswith("Offload less")
+    small = job(config, machine(3, micro=4), device=replace(H100, host_memory=64 * GIB), placement="replicated")
+    with pytest.raises(HomodistilError, match="whole and in float32") as caught:
+        check_room(small, 79 * GIB)
+    assert caught.value.remedy.startswith("Use --teacher_placement zero3")
 
 
 def test_ranks_on_cpus_share_the_cores_that_they_have() -> None:
@@ -290,6 +296,12 @@ def test_losses_that_read_no_logits_pay_for_none(tmp_path: Path) -> None:
     own = job(config, machine(1, micro=32))
     body = body_flops(own.plan, own.plan.full, config.sequence_length, own.predicted_share)
     assert useful_flops(own, own.plan.full) == 4 * body
+    spoken = job(replace(config, loss=LossConfig(hidden=0.0, embedding=0.0, mlm=0.0)), machine(1, micro=32))
+    tokens = own.tokens * own.accumulation
+    made = tokens * (spoken.flops(own.plan.full) - own.flops(own.plan.full)) / H100.product
+    later = pace(spoken, own.plan.full, scored=False).seconds - pace(own, own.plan.full, scored=False).seconds
+    moved = tokens * own.predicted_share * 62 * own.plan.fixed["vocab"] / H100.bandwidth
+    assert later == pytest.approx((made + moved) / REACHED, rel=1e-6)
 
 
 def test_a_student_as_large_as_its_teacher_is_told(tmp_path: Path) -> None:
