@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +90,7 @@ def load_teacher(
         check_tokenizer(tokenizer, config.vocab_size, teacher, flag)
         if has_pieces(source):
             likeness = outline(config, plan.family, stays_fused=True)
-            check_pieces(source, likeness, open_pieces(source, flag), _known(plan), flag)
+            check_pieces(source, likeness, open_pieces(source, flag), plan, flag)
         model, info = AUTO_CLASSES[plan.family.language_model].from_pretrained(
             source,
             config=config,
@@ -109,12 +107,6 @@ def load_teacher(
     if _missing_head(teacher, flag, plan, set(info["missing_keys"]), head_may_be_missing, model):
         start_head_as_identity(model, plan)
     return model.eval(), tokenizer
-
-
-def _known(plan: WidthPlan) -> Callable[[str], bool]:
-    """Whether a model of the family may have a parameter of this name, in any layer and with any configuration."""
-    whole = replace(plan, family=FAMILIES[plan.family.model_type])
-    return lambda name: whole.find(name) is not None
 
 
 def _check_kind(teacher: str, plan: WidthPlan, only: LanguageModel | None, flag: str) -> None:
@@ -158,7 +150,7 @@ def load_outline(
         check_own_head(source, model, plan.family)
     except (OSError, ValueError, RuntimeError) as error:
         raise unloadable(teacher, error) from error
-    missing = check_pieces(source, model, pieces, _known(plan))
+    missing = check_pieces(source, model, pieces, plan)
     head = _missing_head(teacher, "--teacher", plan, missing, head_may_be_missing, model, MEND)
     return model, tokenizer, _with_identity_head(reader(pieces), head, plan) if head else reader(pieces)
 

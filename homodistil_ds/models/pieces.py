@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from transformers.initialization import no_init_weights
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from homodistil_ds.errors import HomodistilError
-from homodistil_ds.models.families import plan_for
+from homodistil_ds.models.families import FAMILIES, plan_for
 from homodistil_ds.models.fused import has_own_head, keep_generation, taken_apart
-from homodistil_ds.models.width import Family, LanguageModel
+from homodistil_ds.models.width import Family, LanguageModel, WidthPlan
 
 AUTO_CLASSES: dict[LanguageModel, Any] = {
     "masked": AutoModelForMaskedLM,
@@ -189,22 +189,23 @@ def check_pieces(
     source: str,
     model: PreTrainedModel,
     pieces: dict[str, Piece],
-    known: Callable[[str], bool],
+    plan: WidthPlan,
     flag: str = "--teacher",
 ) -> set[str]:
     """Compare files with what the model needs; returns the names that the files lack, for the caller to judge.
 
-    Tensors that the model has no place for are passed over, as transformers does, unless they are of a kind that it
-    has (`known`), such as the weights of a further layer, and transformers does not say that they mean nothing. Raises
+    Tensors that the model has no place for are passed over, as transformers does, unless a model of its family may have
+    them, in any layer and with any configuration, and transformers does not say that they mean nothing. Raises
     HomodistilError for those and for other shapes.
     """
     needed = {name: tuple(tensor.shape) for name, tensor in _saved(model).items()}
     tied = set(model.state_dict()) - set(needed)
+    whole = replace(plan, family=FAMILIES[plan.family.model_type])
     idle = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
     surplus = sorted(
         name
         for name in pieces
-        if name not in needed and name not in tied and known(name) and not any(old.search(name) for old in idle)
+        if name not in needed and name not in tied and whole.find(name) and not any(old.search(name) for old in idle)
     )
     if surplus:
         raise HomodistilError(

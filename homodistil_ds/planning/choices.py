@@ -41,7 +41,7 @@ def choices_of(job: Job) -> Iterator[Choice]:
     the same with means that take time for memory; where such means are asked for, also what fits without them.
     """
     found: list[Choice] = []
-    for own in _lighter(job) if _has_means(job) else ():
+    for own in _lighter(job):
         found += [choice for choice in _all_choices(own) if choice.fits]
         if found:
             break
@@ -56,11 +56,6 @@ def _all_choices(job: Job) -> list[Choice]:
     return [_choice(job, stage, placement) for stage in _stages(job) for placement in _placements(job)]
 
 
-def _has_means(job: Job) -> bool:
-    """Whether the DeepSpeed configuration takes time for a GPU's memory."""
-    return not job.device.keeps_freed and (ds_config.recomputes(job.machine) or job.offloads)
-
-
 def _without_means(job: Job) -> Job:
     """The job with all states on the GPU and every layer run once."""
     zero = job.machine.get("zero_optimization", {})
@@ -70,7 +65,10 @@ def _without_means(job: Job) -> Job:
 
 
 def _lighter(job: Job) -> Iterator[Job]:
-    """The job without these means, then, where it offloads, with layers run once more in place of that."""
+    """Where the DeepSpeed configuration takes time for a GPU's memory: the job without these means, then, where it
+    offloads, with layers run once more in place of that."""
+    if job.device.keeps_freed or not (ds_config.recomputes(job.machine) or job.offloads):
+        return
     none = _without_means(job)
     yield none
     if job.offloads:
@@ -117,7 +115,8 @@ def _choice(job: Job, stage: int, placement: str) -> Choice:
         own = replace(job, machine={**job.machine, **sizes, "zero_optimization": zero}, later=None, placement=placement)
         phases = list(phases_of(own))
         peak = max(start_bytes(own), end_bytes(own), *(phase.footprint.peak for phase in phases))
-        fits = fits_in(own.device, peak, host_peak(own, phases))
+        host = host_peak(own, phases)
+        fits = fits_in(own.device, peak, host)
         if fits or micro == 1:
             break
         part = next(factor for factor in range(2, micro + 1) if micro % factor == 0)
@@ -130,7 +129,7 @@ def _choice(job: Job, stage: int, placement: str) -> Choice:
         recomputes=ds_config.recomputes(own.machine),
         offloads=own.offloads,
         peak=peak,
-        host=host_peak(own, phases),
+        host=host,
         fits=fits,
         hours=hours,
     )

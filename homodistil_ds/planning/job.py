@@ -135,6 +135,15 @@ class Job:
         return self.with_teacher and not self.cached
 
     @property
+    def teacher_in_pieces(self) -> bool:
+        """Whether its forward pass gathers it, module by module."""
+        return self.runs_teacher and self.placement != "replicated"
+
+    @property
+    def offloads_teacher(self) -> bool:
+        return self.runs_teacher and self.placement == "cpu_offload"
+
+    @property
     def prunes(self) -> bool:
         return self.with_teacher and self.config.student.init == "teacher"
 
@@ -303,11 +312,11 @@ def shapes(plan: WidthPlan, widths: Widths) -> Iterator[tuple[str, tuple[int, ..
 
 def vocabulary_matrix(plan: WidthPlan, widths: Widths) -> tuple[str, tuple[int, ...]]:
     """Name and shape of the matrix that makes logits, the embedding's own where they are tied."""
-    parameters = list(shapes(plan, widths))
-    untied = [one for one in parameters if one[0] == UNTIED]
-    return next(iter(untied), None) or next(
-        one for one in parameters if one[1][:1] == (plan.fixed["vocab"],) and len(one[1]) > 1
-    )
+    parameters = dict(shapes(plan, widths))
+    if UNTIED in parameters:
+        return UNTIED, parameters[UNTIED]
+    vocabulary = plan.fixed["vocab"]
+    return next((name, shape) for name, shape in parameters.items() if shape[:1] == (vocabulary,) and len(shape) > 1)
 
 
 def entries(parameters: Parameters) -> int:

@@ -15,7 +15,7 @@ from homodistil_ds.distillation.attention_maps import SHORTEST, rows_at_once
 from homodistil_ds.models.width import WidthPlan, Widths
 from homodistil_ds.planning.activations import Shape, kept_bytes
 from homodistil_ds.planning.job import Job, entries
-from homodistil_ds.pruning.cost import Stacks, stacks
+from homodistil_ds.pruning.cost import Stacks, speaks, stacks
 from homodistil_ds.runtime import ds_config
 from homodistil_ds.runtime.memory import ADAM_STATES
 
@@ -78,7 +78,7 @@ def _keeps_freed(job: Job) -> bool:
 
 def teacher_bytes(job: Job) -> int:
     size = entries(job.taught()) * job.weight_bytes
-    if job.placement == "replicated" or job.cached:
+    if not job.teacher_in_pieces:
         return size
     largest = max((entries([parameter]) for parameter in job.taught()), default=0) * job.weight_bytes
     own = 0 if job.placement == "cpu_offload" and not job.device.keeps_freed else size // job.teacher_parts
@@ -220,7 +220,7 @@ def in_layers(job: Job, plan: WidthPlan, power: int) -> float:
 
 def logits(job: Job) -> int:
     vocabulary = job.plan.fixed["vocab"]
-    if not {"logits", "predicted"} & set(job.objective.student_reads()):
+    if not speaks(job.objective.student_reads()):
         return 0
     copies = LOGIT_COPIES if job.objective.logits == "logits" else PART_COPIES * 2
     return job.rows * vocabulary * copies // (1 if job.with_teacher else 2)
@@ -232,8 +232,7 @@ def host_bytes(job: Job, widths: Widths) -> int:
         return 0
     size = entries(job.trained(widths))
     each = (ADAM_STATES + FP32) * job.offloads + job.weight_bytes * job.offloads_parameters
-    offloaded = job.runs_teacher and job.placement == "cpu_offload"
-    taught = entries(job.taught()) * job.weight_bytes // job.ranks if offloaded else 0
+    taught = entries(job.taught()) * job.weight_bytes // job.ranks if job.offloads_teacher else 0
     return each * size // job.ranks + taught
 
 

@@ -48,6 +48,8 @@ def phases_of(job: Job) -> Iterator[Phase]:
     nexts = [cut.widths for cut in job.milestones] + [None]
     for cut, last, after in zip(cuts, ends, nexts, strict=True):
         own, scored = job_at(job, cut.widths), job.prunes and job.schedule.is_scored(cut.step + 1)
+        traffic = step_traffic(own, cut.widths, scored)
+        wire = wire_traffic(own, traffic)
         yield Phase(
             first=cut.step + 1,
             last=last,
@@ -56,9 +58,9 @@ def phases_of(job: Job) -> Iterator[Phase]:
             recomputes=ds_config.recomputes(own.machine),
             parameters=count(job.student_plan, cut.widths).with_head,
             footprint=footprint(own, cut.widths, after),
-            traffic=step_traffic(own, cut.widths, scored),
-            wire=wire_traffic(own, cut.widths, scored),
-            pace=pace(own, cut.widths, scored),
+            traffic=traffic,
+            wire=wire,
+            pace=pace(own, cut.widths, wire),
         )
 
 

@@ -140,7 +140,7 @@ def _warnings(plan: Plan) -> Iterator[str]:
 
 def _fewer_collectives(job: Job) -> str:
     """What makes them rarer: those of every micro batch, or those of every step."""
-    if job.accumulation > 1 and (job.stage > 1 or (job.runs_teacher and job.placement != "replicated")):
+    if job.accumulation > 1 and (job.stage > 1 or job.teacher_in_pieces):
         return "raise the micro batch"
     return "use fewer ranks, a larger --global_batch_size or a lower stage"
 

@@ -6,14 +6,15 @@ An estimate. Operations do not overlap, nor does communication; what good system
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from homodistil_ds.models.width import INTO_HEADS, Stack, WidthPlan, Widths
 from homodistil_ds.planning.devices import REACHED
 from homodistil_ds.planning.job import Job, entries
 from homodistil_ds.planning.memory import in_layers, stacks_of
-from homodistil_ds.planning.traffic import host_traffic, messages, wire_traffic
-from homodistil_ds.pruning.cost import body_flops, crossed, head_flops
+from homodistil_ds.planning.traffic import host_traffic, messages
+from homodistil_ds.pruning.cost import body_flops, crossed, head_flops, speaks
 from homodistil_ds.runtime import ds_config
 
 LATENCY = 15e-6  # of a collective, per doubling of the ranks
@@ -39,8 +40,8 @@ class Pace:
     """Model FLOPs over what the devices could do by their data sheets (MFU)."""
 
 
-def pace(job: Job, widths: Widths, scored: bool) -> Pace:
-    """At these physical widths; `scored` while neurons still leave."""
+def pace(job: Job, widths: Widths, wire: Mapping[str, int]) -> Pace:
+    """At these physical widths; `wire` are the bytes that go over a rank's line in a step, by what they carry."""
     device = job.device
     reached = 1.0 if device.keeps_freed else REACHED  # a CPU's rate is measured, not the data sheet's
     tokens = job.tokens * job.accumulation
@@ -55,9 +56,8 @@ def pace(job: Job, widths: Widths, scored: bool) -> Pace:
     computing = (products + moved / device.bandwidth) / reached
     if job.offloads:
         computing += adam * job.ranks_per_node / HOST_ADAM
-    traffic = wire_traffic(job, widths, scored)
-    in_node = traffic.pop("teacher", 0) if job.placement == "node" else 0
-    moving = sum(traffic.values()) / job.bus + in_node / device.bus
+    in_node = wire.get("teacher", 0) if job.placement == "node" else 0
+    moving = (sum(wire.values()) - in_node) / job.bus + in_node / device.bus
     communication = moving + messages(job) * LATENCY * math.log2(job.ranks) if job.ranks > 1 else 0.0
     communication += host_traffic(job, widths) / device.host_link
     seconds = computing + communication
@@ -77,7 +77,7 @@ def in_half(job: Job) -> bool:
 def useful_flops(job: Job, widths: Widths) -> float:
     """Per token: the teacher's forward pass, of its body unless a cache spares that, the student's forward and
     backward, heads where logits are read, half of a decoder's maps."""
-    length, share = job.config.sequence_length, job.predicted_share * _speaks(job)
+    length, share = job.config.sequence_length, job.predicted_share * speaks(job.objective.student_reads())
     models = [(job.student_plan, widths, 3, True)] + [(job.plan, job.plan.full, 1, job.runs_teacher)] * job.with_teacher
     all_of = sum(
         times * (body_flops(plan, own, length, job.predicted_share) * has_body + share * head_flops(plan, own))
@@ -97,11 +97,6 @@ def _left_out(job: Job, widths: Widths, times: int) -> float:
     return 2 * job.config.sequence_length * (times * own + its)
 
 
-def _speaks(job: Job) -> bool:
-    """Whether the losses read logits, at once or in parts."""
-    return bool({"logits", "predicted"} & set(job.objective.student_reads()))
-
-
 def _moved(job: Job, widths: Widths) -> float:
     """Bytes per token of everything that is no matrix product."""
     c = job.computed_bytes
@@ -111,9 +106,9 @@ def _moved(job: Job, widths: Widths) -> float:
     if "attention" in job.objective.student_reads():
         own, its = (in_layers(job, plan, 2) + crossed(stacks_of(job, plan)) for plan in (job.student_plan, job.plan))
         maps = 18 * own * widths.heads + 15 * its * job.plan.full.heads
-    return c * (
-        student + teacher + maps * job.config.sequence_length
-    ) + job.predicted_share * LOGIT_BYTES * job.plan.fixed["vocab"] * _speaks(job) / (1 if job.with_teacher else 2)
+    spoken = job.predicted_share * job.plan.fixed["vocab"] * speaks(job.objective.student_reads())
+    logits = LOGIT_BYTES * spoken / (1 if job.with_teacher else 2)
+    return c * (student + teacher + maps * job.config.sequence_length) + logits
 
 
 def per_token(job: Job, plan: WidthPlan, widths: Widths) -> float:

@@ -5,11 +5,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from homodistil_ds.models.width import WidthPlan, Widths
 from homodistil_ds.planning.job import UNTIED, Job, Parameters, entries, vocabulary_matrix
 from homodistil_ds.planning.memory import FP32, LIVE
+from homodistil_ds.pruning.cost import speaks
 from homodistil_ds.runtime import ds_config
 
 PERSISTENT = 100_000  # entries up to which ZeRO-3 keeps a parameter whole, unless the file says so
@@ -24,7 +25,7 @@ def step_traffic(job: Job, widths: Widths, scored: bool) -> dict[str, int]:
         return {}
     trained = list(job.trained(widths))
     found = _sharded(job, trained, widths) if job.stage == 3 else _whole(job, trained)
-    if job.placement != "replicated" and job.runs_teacher:
+    if job.teacher_in_pieces:
         read_again = _read_again(job, job.plan, job.plan.full, job.objective.teacher_reads())
         found["teacher"] = job.accumulation * gathered(job, [*job.taught(), *read_again], 1, job.teacher_parts)
     if scored:
@@ -32,18 +33,17 @@ def step_traffic(job: Job, widths: Widths, scored: bool) -> dict[str, int]:
     return {name: size for name, size in found.items() if size}
 
 
-def wire_traffic(job: Job, widths: Widths, scored: bool) -> dict[str, int]:
-    """Bytes that go over a rank's line in that step, by collectives in a ring: of an all-gather and a reduce-scatter
-    everything but the rank's own part, of an all-reduce twice that. DeepSpeed 0.19 reduces gradients by all-reduce up
-    to stage 2."""
-    found = step_traffic(job, widths, scored)
+def wire_traffic(job: Job, traffic: Mapping[str, int]) -> dict[str, int]:
+    """Bytes that go over a rank's line for the `traffic` of a step, by collectives in a ring: of an all-gather and a
+    reduce-scatter everything but the rank's own part, of an all-reduce twice that. DeepSpeed 0.19 reduces gradients by
+    all-reduce up to stage 2."""
     whole = {"gradients": job.ranks if job.stage == 3 else 2, "scores": 2}
     parts = {"teacher": job.teacher_parts}
 
     def others(name: str) -> float:
         return 1 - 1 / parts.get(name, job.ranks)
 
-    return {name: round(size * whole.get(name, 1) * others(name)) for name, size in found.items()}
+    return {name: round(size * whole.get(name, 1) * others(name)) for name, size in traffic.items()}
 
 
 def _whole(job: Job, trained: Sequence[Parameter]) -> dict[str, int]:
@@ -66,7 +66,7 @@ def _sharded(job: Job, trained: Sequence[Parameter], widths: Widths) -> dict[str
 def _read_again(job: Job, plan: WidthPlan, widths: Widths, reads: Collection[str]) -> Iterator[Parameter]:
     """What a forward pass reads at several places, once for each but the first: the vocabulary's matrix, where it is
     tied to the embedding or makes logits in parts; it stays whole from part to part where the file lets it."""
-    if not {"logits", "predicted"} & set(reads):
+    if not speaks(reads):
         return
     matrix, times = vocabulary_matrix(plan, widths), 1
     if "predicted" in reads:  # and once more for gradients
@@ -108,8 +108,7 @@ def _neurons(job: Job, widths: Widths) -> Iterable[int]:
 def messages(job: Job) -> int:
     """Collectives of a step that wait for the network, at least."""
     per_layer = 2 * job.student_plan.layers * job.accumulation if job.stage == 3 else 0
-    pieces = job.runs_teacher and job.placement != "replicated"
-    return 4 + per_layer + (job.plan.layers * job.accumulation if pieces else 0)
+    return 4 + per_layer + (job.plan.layers * job.accumulation if job.teacher_in_pieces else 0)
 
 
 def host_traffic(job: Job, widths: Widths) -> int:
@@ -118,8 +117,7 @@ def host_traffic(job: Job, widths: Widths) -> int:
     if job.device.keeps_freed:
         return 0
     w, size = job.weight_bytes, entries(job.trained(widths)) // job.ranks
-    offloaded = job.runs_teacher and job.placement == "cpu_offload"
-    found = job.accumulation * w * entries(job.taught()) // job.ranks if offloaded else 0
+    found = job.accumulation * w * entries(job.taught()) // job.ranks if job.offloads_teacher else 0
     if job.offloads:
         found += (job.accumulation + 1) * w * size
     if ds_config.offloads_parameters(job.machine):

@@ -64,10 +64,10 @@ def step_parts(
     in parts ("predicted") are made once more for the backward pass, by both heads.
     """
     its = teacher_plan or plan
-    head_share = predicted_share * _speaks(reads)
+    head_share = predicted_share * speaks(reads)
     teacher = 0.0
     if teacher_reads is not None:
-        teacher_share = predicted_share * _speaks(teacher_reads)
+        teacher_share = predicted_share * speaks(teacher_reads)
         heads = 2 * FORWARD if "predicted" in teacher_reads else FORWARD
         teacher = FORWARD * body_flops(its, its.full, sequence_length, predicted_share)
         teacher += heads * teacher_share * head_flops(its, its.full)
@@ -87,7 +87,7 @@ def _in_maps(student: Widths, teacher: Widths) -> int:
     return student.heads * ((1 + FORWARD_AND_BACKWARD) * own + 2 * FORWARD * shown)
 
 
-def _speaks(reads: Collection[str]) -> bool:
+def speaks(reads: Collection[str]) -> bool:
     """Whether the vocabulary head runs, at once or in parts."""
     return "logits" in reads or "predicted" in reads
 

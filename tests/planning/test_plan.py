@@ -274,7 +274,7 @@ def test_over_the_wire_goes_what_rings_send(tmp_path: Path) -> None:
 
     def wire(stage: int) -> dict[str, int]:
         own = job(config, machine(stage), ranks=8, placement="replicated")
-        return wire_traffic(own, own.student_plan.full, scored=False)
+        return wire_traffic(own, step_traffic(own, own.student_plan.full, scored=False))
 
     assert wire(1) == pytest.approx({"gradients": 4 * size * 7 / 8, "weights": 2 * size * 7 / 8}, rel=1e-6)
     assert wire(3)["gradients"] == pytest.approx(4 * size * 7 / 8, rel=1e-6)  # of two micro batches
@@ -299,7 +299,7 @@ def test_losses_that_read_no_logits_pay_for_none(tmp_path: Path) -> None:
     spoken = job(replace(config, loss=LossConfig(hidden=0.0, embedding=0.0, mlm=0.0)), machine(1, micro=32))
     tokens = own.tokens * own.accumulation
     made = tokens * (spoken.flops(own.plan.full) - own.flops(own.plan.full)) / H100.product
-    later = pace(spoken, own.plan.full, scored=False).seconds - pace(own, own.plan.full, scored=False).seconds
+    later = pace(spoken, own.plan.full, wire={}).seconds - pace(own, own.plan.full, wire={}).seconds
     moved = tokens * own.predicted_share * 62 * own.plan.fixed["vocab"] / H100.bandwidth
     assert later == pytest.approx((made + moved) / REACHED, rel=1e-6)
 
